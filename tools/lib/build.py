@@ -1,0 +1,98 @@
+"""Builds vmbusd by meson and runs the tests that need no guest."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to build the tree. `suite` is the first part of its tests' names."""
+
+    suite: str
+    suffix: str
+    options: tuple = ()
+
+
+NORMAL = Variant("unit", "")
+ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined",))
+TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread",))
+VARIANTS = (NORMAL, ASAN, TSAN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    name: str
+    result: str  # "passed", "failed" or "skipped"
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def folder(variant=NORMAL):
+    """The build folder; VMBUSD_BUILD_DIR names another than build/."""
+    base = os.environ.get("VMBUSD_BUILD_DIR", str(SOURCE / "build"))
+    return pathlib.Path(base + variant.suffix)
+
+
+def _run(command, quiet):
+    """Runs a build step. Quietly means: its output is shown only where it fails."""
+    result = subprocess.run(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE if quiet else sys.stderr,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0 and quiet:
+        sys.stderr.write(result.stdout)
+    return result.returncode == 0
+
+
+def configure(variant=NORMAL):
+    if (folder(variant) / "build.ninja").exists():
+        return True
+    return _run(["meson", "setup", folder(variant), SOURCE, *variant.options], quiet=True)
+
+
+def compile_all(variant=NORMAL, targets=()):
+    return configure(variant) and _run(["ninja", "-C", folder(variant), *targets], quiet=False)
+
+
+def unit_names(variant=NORMAL):
+    """The variant's tests of meson's suite `unit`, as meson names them. The folder must be configured."""
+    text = subprocess.run(
+        ["meson", "introspect", str(folder(variant)), "--tests"], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    return [test["name"] for test in json.loads(text) if any(s.split(":")[-1] == "unit" for s in test["suite"])]
+
+
+def _fixed_addresses():
+    """The thread sanitizer of g++ 12 gives up under much address randomisation; containers may forbid to switch it off."""
+    probe = ["setarch", "-R", "true"]
+    return probe[:2] if subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0 else []
+
+
+def run_units(variant, names):
+    """Runs the named tests of a built variant; one Outcome each."""
+    wrapper = ["--wrapper", " ".join(_fixed_addresses())] if variant is TSAN and _fixed_addresses() else []
+    log = folder(variant) / "meson-logs" / "testlog.json"
+    log.unlink(missing_ok=True)
+    _run(["meson", "test", "-C", folder(variant), "--no-rebuild", "--print-errorlogs", *wrapper, *names], quiet=True)
+    seen = {}
+    if log.exists():
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            seen[record["name"].split(" / ")[-1]] = record
+    outcomes = []
+    for name in names:
+        record = seen.get(name)
+        word = record["result"] if record else "not run"
+        result = {"OK": "passed", "EXPECTEDFAIL": "passed", "SKIP": "skipped"}.get(word, "failed")
+        seconds = record["duration"] if record else 0.0
+        outcomes.append(Outcome(f"{variant.suite}/{name}", result, seconds, "" if result == "passed" else word))
+    return outcomes

@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# Sourced by the commands in tools/. Installs what is missing of Debian's packages, and nothing where nothing is.
+
+# To build and test vmbusd.
+build_packages=(
+  g++ meson ninja-build pkg-config liburing-dev libboost-dev catch2 libfmt-dev libspdlog-dev libcli11-dev libexpected-dev
+  nlohmann-json3-dev libtomlplusplus-dev libseccomp-dev acpica-tools python3
+)
+# To run guests: the emulated root partition, the guest's image (its programs are copied from here) and the compiler's
+# side of a static fio.
+guest_packages=(
+  qemu-system-x86 busybox-static fio iperf3 ethtool sg3-utils e2fsprogs fdisk dmsetup iproute2 kmod cpio xz-utils zstd
+  debian-archive-keyring dpkg-dev make libaio-dev zlib1g-dev
+)
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  else
+    sudo "$@"
+  fi
+}
+
+# ensure_packages PACKAGE...: apt is called for what dpkg does not list as installed, so a second run costs nothing.
+ensure_packages() {
+  local missing=() package
+  for package in "$@"; do
+    if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
+      missing+=("$package")
+    fi
+  done
+  if [ "${#missing[@]}" -eq 0 ]; then
+    return 0
+  fi
+  echo "installing ${missing[*]}" >&2
+  if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >&2; then
+    as_root apt-get update -qq >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >&2
+  fi
+}
+
+ensure_build_packages() {
+  ensure_packages "${build_packages[@]}"
+}
+
+ensure_guest_packages() {
+  ensure_packages "${guest_packages[@]}"
+}
