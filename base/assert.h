@@ -6,5 +6,6 @@ namespace vmbusd {
 [[noreturn]] void assertion_failed(const char* condition, const char* file, int line);
 }  // namespace vmbusd
 
-#define VMBUSD_ASSERT(condition) \
-  (static_cast<bool>(condition) ? static_cast<void>(0) : ::vmbusd::assertion_failed(#condition, __FILE__, __LINE__))
+#define VMBUSD_ASSERT(condition)                       \
+  (static_cast<bool>(condition) ? static_cast<void>(0) \
+                                : ::vmbusd::assertion_failed(#condition, __FILE__, __LINE__))

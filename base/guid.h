@@ -24,8 +24,8 @@ struct Guid {
   [[nodiscard]] static constexpr std::optional<Guid> parse(std::string_view text);
   // For constants: an ill-formed text does not compile.
   [[nodiscard]] static consteval Guid literal(std::string_view text) { return parse(text).value(); }
-  // A stable GUID (RFC 4122 version 8 layout) that differs for every (scope, name), so that a device keeps its
-  // identity over restarts without the operator choosing one.
+  // A stable GUID (RFC 4122 version 8 layout) that differs for every (scope, name), so that a device keeps
+  // its identity over restarts without the operator choosing one.
   [[nodiscard]] static Guid derive(std::string_view scope, std::string_view name);
 
   [[nodiscard]] std::string to_string() const;

@@ -40,9 +40,13 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void log_init(LogLevel least) { logger().set_level(to_spdlog(least)); }
+void log_init(LogLevel least) {
+  logger().set_level(to_spdlog(least));
+}
 
-bool log_enabled(LogLevel level) { return logger().should_log(to_spdlog(level)); }
+bool log_enabled(LogLevel level) {
+  return logger().should_log(to_spdlog(level));
+}
 
 void log_write(LogLevel level, std::string_view subject, std::string_view text) {
   logger().log(to_spdlog(level), "{}: {}", subject, text);
@@ -55,11 +59,13 @@ std::string describe(const Error& error) {
 
 bool LogScope::take_guest_line() {
   const std::int64_t now_s =
-      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch())
+          .count();
   if (window_s_.exchange(now_s, std::memory_order_relaxed) != now_s) {
     const std::uint32_t used = used_.exchange(0, std::memory_order_relaxed);
     if (used > kGuestLinesPerSecond) {
-      log_write(LogLevel::kWarning, subject_, fmt::format("{} similar lines dropped", used - kGuestLinesPerSecond));
+      log_write(LogLevel::kWarning, subject_,
+                fmt::format("{} similar lines dropped", used - kGuestLinesPerSecond));
     }
   }
   return used_.fetch_add(1, std::memory_order_relaxed) < kGuestLinesPerSecond;

@@ -1,5 +1,5 @@
-// Logging. Levels say what the reader should do: error: act now; warning: look when there is time; info: state
-// changes in production; debug: for the developers.
+// Logging. Levels say what the reader should do: error: act now; warning: look when there is time; info:
+// state changes in production; debug: for the developers.
 #pragma once
 
 #include <fmt/core.h>

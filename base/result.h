@@ -9,18 +9,18 @@ namespace vmbusd {
 
 // Who is at fault decides what happens next; see the table in docs/architecture.md.
 enum class Errc : std::uint8_t {
-  kBadPacket,      // guest: a ring packet's framing is malformed
-  kRingCorrupt,    // guest: a shared ring index cannot be trusted
-  kBadGpadl,       // guest: GPADL unknown, malformed or outside guest memory
-  kBadMessage,     // guest: a control message is malformed
-  kWrongState,     // guest or VMM: a request that this state does not allow
-  kUnsupported,    // peer asked for something that we do not do
-  kLimit,          // a documented bound is reached
-  kProtocol,       // VMM: the attach protocol was broken
-  kMemory,         // a guest memory region is missing, overlaps or cannot be shared
-  kOs,             // host: a system call failed; os_error says how
-  kClosed,         // the peer closed the connection
-  kConfig,         // operator: configuration or command line
+  kBadPacket,    // guest: a ring packet's framing is malformed
+  kRingCorrupt,  // guest: a shared ring index cannot be trusted
+  kBadGpadl,     // guest: GPADL unknown, malformed or outside guest memory
+  kBadMessage,   // guest: a control message is malformed
+  kWrongState,   // guest or VMM: a request that this state does not allow
+  kUnsupported,  // peer asked for something that we do not do
+  kLimit,        // a documented bound is reached
+  kProtocol,     // VMM: the attach protocol was broken
+  kMemory,       // a guest memory region is missing, overlaps or cannot be shared
+  kOs,           // host: a system call failed; os_error says how
+  kClosed,       // the peer closed the connection
+  kConfig,       // operator: configuration or command line
 };
 
 // Cheap to copy and free to make: `text` has static storage. Text that needs composing (configuration, API)
@@ -49,15 +49,15 @@ using Result = tl::expected<T, Error>;
 #define VMBUSD_CONCAT(a, b) VMBUSD_CONCAT_(a, b)
 
 // VMBUSD_TRY(const auto page, map(gpa)): binds the value, or returns the error from the enclosing function.
-#define VMBUSD_TRY(decl, expr)                                          \
-  auto VMBUSD_CONCAT(try_result_, __LINE__) = (expr);                   \
-  if (!VMBUSD_CONCAT(try_result_, __LINE__))                            \
+#define VMBUSD_TRY(decl, expr)                                             \
+  auto VMBUSD_CONCAT(try_result_, __LINE__) = (expr);                      \
+  if (!VMBUSD_CONCAT(try_result_, __LINE__))                               \
     return ::tl::unexpected(VMBUSD_CONCAT(try_result_, __LINE__).error()); \
   decl = std::move(*VMBUSD_CONCAT(try_result_, __LINE__))
 
 // The same for Result<void>.
-#define VMBUSD_CHECK(expr)                                 \
-  do {                                                     \
-    auto try_result_ = (expr);                             \
+#define VMBUSD_CHECK(expr)                                          \
+  do {                                                              \
+    auto try_result_ = (expr);                                      \
     if (!try_result_) return ::tl::unexpected(try_result_.error()); \
   } while (false)

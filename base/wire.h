@@ -17,8 +17,9 @@ static_assert(std::endian::native == std::endian::little, "VMBus structures are 
 // True for a struct that may be copied to and from the wire as it is: fixed size, no padding that would carry
 // host stack bytes to the guest.
 template <typename T, std::size_t Size>
-inline constexpr bool kIsWire = std::is_trivially_copyable_v<T> && std::is_standard_layout_v<T> &&
-                                std::has_unique_object_representations_v<T> && sizeof(T) == Size;
+inline constexpr bool kIsWire = std::is_trivially_copyable_v<T>&& std::is_standard_layout_v<T>&&
+                                    std::has_unique_object_representations_v<T> &&
+                                sizeof(T) == Size;
 
 template <typename T>
 concept WireStruct = std::is_trivially_copyable_v<T> && std::has_unique_object_representations_v<T>;
@@ -29,7 +30,9 @@ template <std::unsigned_integral T>
 class BigEndian {
  public:
   constexpr BigEndian() = default;
-  constexpr BigEndian(T value) { *this = value; }  // NOLINT(google-explicit-constructor): reads as the integer
+  constexpr BigEndian(T value) {
+    *this = value;
+  }  // NOLINT(google-explicit-constructor): reads as the integer
   constexpr BigEndian& operator=(T value) {
     for (std::size_t i = 0; i < sizeof(T); ++i) {
       bytes_[i] = static_cast<std::uint8_t>(value >> (8 * (sizeof(T) - 1 - i)));

@@ -1,0 +1,187 @@
+// The I/O worker: one thread, one io_uring, timers, messages from other threads, and the poll-then-sleep loop
+// that all channels of the worker share.
+#pragma once
+
+#include <liburing.h>
+
+#include <atomic>
+#include <boost/intrusive/list.hpp>
+#include <boost/intrusive/set.hpp>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+
+#include "base/fd.h"
+#include "base/result.h"
+
+namespace vmbusd::io {
+
+namespace bi = boost::intrusive;
+using Clock = std::chrono::steady_clock;
+
+// The user_data of one SQE; must outlive its (last) CQE.
+class IoOp {
+ public:
+  // Worker thread. `result` as io_uring gives it (negative errno); `cqe_flags` tells IORING_CQE_F_MORE. May
+  // take SQEs, but nothing is submitted before the turn's end.
+  virtual void complete(std::int32_t result, std::uint32_t cqe_flags) noexcept = 0;
+
+ protected:
+  ~IoOp() = default;
+};
+
+// A source of work that the worker polls while it is busy. Linked into at most one worker.
+class Pollable {
+ public:
+  using ListHook = bi::list_member_hook<bi::link_mode<bi::safe_link>>;
+
+  // Does a bounded piece of work. True where it did some, or has more to do now.
+  [[nodiscard]] virtual bool poll() noexcept = 0;
+  // The worker wants to sleep: ask the peer for a wake-up (unmask, full barrier, look again). False where
+  // work has come meanwhile: the worker goes on polling.
+  [[nodiscard]] virtual bool prepare_sleep() noexcept = 0;
+  // The worker woke and polls again: wake-ups are not needed (mask).
+  virtual void woken() noexcept = 0;
+
+  ListHook poll_hook;
+
+ protected:
+  ~Pollable() = default;
+};
+
+// A piece of work for a worker, made by another thread. Owned by whoever posts it; must stay until run() was
+// called.
+class Task {
+ public:
+  virtual void run() noexcept = 0;  // worker thread
+
+ protected:
+  ~Task() = default;
+
+ private:
+  friend class Worker;
+  Task* next_ = nullptr;
+};
+
+// A one-shot timer of one worker. Worker thread only.
+class Timer {
+ public:
+  using Hook = bi::set_member_hook<bi::link_mode<bi::safe_link>>;
+
+  virtual void expired() noexcept = 0;
+
+  Hook timer_hook;
+  Clock::time_point due;
+  friend bool operator<(const Timer& a, const Timer& b) { return a.due < b.due; }
+
+ protected:
+  ~Timer() = default;
+};
+
+struct WorkerOptions {
+  std::string name;             // of the thread, at most 15 characters are shown
+  std::uint32_t entries = 256;  // SQEs; the completion queue has 4 times as many
+  std::chrono::microseconds poll_time_max{
+      50};  // how long to poll at most after the last work before sleeping; 0: never
+};
+
+// Counters; written by the worker, read by anyone.
+struct WorkerStats {
+  std::atomic<std::uint64_t> turns{0};
+  std::atomic<std::uint64_t> sleeps{0};
+  std::atomic<std::uint64_t> submits{0};  // io_uring_enter calls
+  std::atomic<std::uint64_t> sqes{0};
+};
+
+// Life cycle: create(), start() (makes the thread) or run() on the caller's thread, then stop(). All SQEs go
+// through sqe(): they are submitted once per turn.
+//
+//   turn: run posted tasks -> expired timers -> reap CQEs -> poll every Pollable -> submit
+//   idle for poll_time: prepare_sleep() on every Pollable, then submit and wait for a CQE or the next timer
+class Worker {
+ public:
+  // Errors say what the operator can do: see explain_setup_error().
+  [[nodiscard]] static Result<std::unique_ptr<Worker>> create(const WorkerOptions& options);
+  ~Worker();  // stopped before
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  void start();
+  // Runs the loop on the calling thread until stop().
+  void run();
+  // Any thread. Ends the loop after the current turn; start()'s thread is joined (unless called on it). Every
+  // operation in flight must have completed: owners stop theirs first.
+  void stop();
+  [[nodiscard]] bool on_worker_thread() const;
+
+  // Any thread. Lock-free. Wakes the worker where it sleeps.
+  void post(Task& task);
+  // Any thread; allocates: for control paths.
+  void post(std::function<void()> function);
+
+  // Below: worker thread only (or before start()).
+
+  // The next free SQE with its user_data set to `op`, zeroed; nullptr where the queue is full: keep the
+  // request, it is back-pressure, and try again on the next poll() (return true from it so that there is
+  // one).
+  [[nodiscard]] io_uring_sqe* sqe(IoOp& op);
+  // Queues a write of 1 to an eventfd; falls back to write(2) where the queue is full. Never lost.
+  void signal(int eventfd);
+  void add(Pollable& pollable);
+  void remove(Pollable& pollable);
+  void arm(Timer& timer, Clock::time_point due);  // armed already: moved
+  void disarm(Timer& timer);                      // not armed: nothing
+  // Time of this turn's start; cheap.
+  [[nodiscard]] Clock::time_point now() const { return now_; }
+  [[nodiscard]] const WorkerStats& stats() const { return stats_; }
+
+ private:
+  explicit Worker(const WorkerOptions& options);
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+  Clock::time_point now_{};
+  WorkerStats stats_;
+};
+
+// Watches a descriptor for readability with a multishot poll; for an eventfd the counter is never read (each
+// write gives a completion), so a doorbell costs no system call of its own.
+class FdWatch final : public IoOp {
+ public:
+  using Callback = std::function<void()>;
+
+  // `callback` runs on the worker's thread whenever `fd` became readable; `error` never: a watch that the
+  // kernel ends is armed again. Worker thread.
+  void start(Worker& worker, int fd, Callback callback);
+  // Cancels; `done` runs on the worker's thread once no completion can come any more. Worker thread.
+  void stop(std::function<void()> done);
+  [[nodiscard]] bool active() const { return worker_ != nullptr; }
+
+  void complete(std::int32_t result, std::uint32_t cqe_flags) noexcept override;
+
+ private:
+  class CancelOp final : public IoOp {
+   public:
+    void complete(std::int32_t, std::uint32_t) noexcept override {}
+  };
+  void arm();
+
+  Worker* worker_ = nullptr;
+  int fd_ = -1;
+  bool armed_ = false;
+  Callback callback_;
+  std::function<void()> stopped_;
+  CancelOp cancel_;
+};
+
+// Runs `change` on the calling thread while every worker is parked between two turns. The caller is none of
+// them.
+void park_all(std::span<Worker* const> workers, const std::function<void()>& change);
+
+// One sentence for the operator on why io_uring cannot be had, from Worker::create's error.
+[[nodiscard]] std::string explain_setup_error(const Error& error);
+
+}  // namespace vmbusd::io

@@ -1,0 +1,78 @@
+// The daemon's half of the attach protocol: takes datagrams, answers with datagrams and calls. No socket, no
+// thread, so that tests and fuzzers drive it directly; its caller does the I/O.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/result.h"
+#include "partition/attach_protocol.h"
+#include "partition/partition.h"
+
+namespace vmbusd::partition {
+
+// What the attach server asks of its surroundings. Control thread.
+class AttachServerEvents {
+ public:
+  // Sends a datagram to the VMM; it must not be lost, so the socket's owner queues what the socket does not
+  // take.
+  virtual void send(std::span<const std::byte> bytes, std::span<const int> fds) = 0;
+  // Hello was accepted: the partition exists from now on, until the connection ends.
+  virtual void attached(Partition& partition) = 0;
+  // Runs `change` while no I/O worker touches guest memory through `partition`. With `drain`, operations in
+  // flight into guest memory are finished or cancelled first, so this may take long: `done` (which answers
+  // the VMM) is called when it is over, on the control thread, perhaps before this returns.
+  virtual void change_partition(bool drain, std::function<void()> change, std::function<void()> done) = 0;
+  // The guest posted a message. `payload` is a private copy.
+  virtual void guest_message(std::uint32_t vp, std::uint32_t connection_id, std::uint32_t message_type,
+                             std::span<const std::byte> payload) = 0;
+  // The VMM resets the guest: close everything, then call `done`.
+  virtual void reset(std::function<void()> done) = 0;
+
+ protected:
+  ~AttachServerEvents() = default;
+};
+
+// Life cycle: one object a VMM connection. Control thread only.
+class AttachServer {
+ public:
+  AttachServer(AttachServerEvents& events, std::span<const std::uint32_t> message_connections, LogScope& log);
+  ~AttachServer();
+  AttachServer(const AttachServer&) = delete;
+  AttachServer& operator=(const AttachServer&) = delete;
+
+  // One datagram from the VMM. An error means that the VMM broke the protocol: close the connection. What
+  // merely cannot be done is answered to the VMM and is no error here.
+  [[nodiscard]] Result<void> receive(std::span<const std::byte> bytes, std::vector<UniqueFd> fds);
+
+  // nullptr before Hello.
+  [[nodiscard]] Partition* partition();
+
+  using Done = std::function<void(Result<void>)>;
+  // Asks the VMM to have HvSignalEvent on `connection_id` write `eventfd`; `done` gets its answer. At most
+  // kMaxPending requests wait at once: Errc::kLimit beyond.
+  void doorbell_attach(std::uint32_t connection_id, int eventfd, Done done);
+  void doorbell_detach(std::uint32_t connection_id, Done done);
+  // Queues a message for the guest: at most kMaxHostMessages are with the VMM at once, the rest waits here in
+  // order. Errc::kLimit where kMaxQueuedMessages wait already: the guest does not take its messages.
+  [[nodiscard]] Result<void> host_message(std::uint32_t vp, std::uint32_t message_type,
+                                          std::span<const std::byte> payload);
+  // Drops the messages that wait here.
+  void drop_host_messages();
+
+  static constexpr std::size_t kMaxPending = 4096;         // two for each channel that a guest can have
+  static constexpr std::size_t kMaxQueuedMessages = 4096;  // more than all offers of a full bus
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace vmbusd::partition
