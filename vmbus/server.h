@@ -1,0 +1,145 @@
+// The VMBus server of one partition: version negotiation, offers, GPADLs, open and close, rescind, unload. A
+// state machine: it takes bytes and calls, and answers through ServerEvents; it has no thread, no I/O, no
+// guest memory.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/guid.h"
+#include "base/log.h"
+#include "base/result.h"
+
+namespace vmbusd::vmbus {
+
+using Relid = std::uint32_t;  // 1..kMaxChannels: a channel's number on the wire, and its id in this interface
+using GpadlId = std::uint32_t;  // chosen by the guest; unique per channel
+using Gpn = std::uint64_t;
+
+inline constexpr std::uint32_t kMaxChannels = 2047;  // event flags 1..2047 [TLFS: SynIC event flags]
+inline constexpr std::uint32_t kNoInterruptVp = 0xffffffff;
+
+// What a device wants offered. [linux: struct vmbus_channel_offer]
+struct Offer {
+  Guid interface_type;
+  Guid instance;
+  std::uint16_t sub_channel_index = 0;  // 0: primary
+  bool pipe_message_mode = false;       // integration components
+  std::uint16_t mmio_megabytes = 0;
+  std::array<std::uint8_t, 120> user_defined{};
+};
+
+// Guest memory that the guest lent to a channel. Immutable once created; holders keep it alive, but the pages
+// may be used only until Server::gpadl_released() was called for it.
+struct Gpadl {
+  struct Range {
+    std::uint32_t byte_count;
+    std::uint32_t byte_offset;  // into the first page, < 4096
+    std::vector<Gpn> pages;
+  };
+  GpadlId id;
+  Relid relid;
+  std::vector<Range> ranges;
+};
+
+// What the guest asked for in OPENCHANNEL. [linux: struct vmbus_channel_open_channel]
+struct OpenRequest {
+  std::shared_ptr<const Gpadl> ring;  // its pages: incoming ring, then outgoing ring
+  std::uint32_t incoming_pages =
+      0;                         // of the incoming ring, its control page included; >= 2, and >= 2 are left
+  std::uint32_t target_vp = 0;   // < VP count, or kNoInterruptVp
+  std::uint32_t event_flag = 0;  // to set in the target VP's event flags
+  std::uint32_t connection_id = 0;  // that the guest signals
+  std::array<std::uint8_t, 120> user_data{};
+};
+
+// What the server asks of its surroundings. Called on the control thread, from inside Server's methods; may
+// call Server's
+// *_done methods at once.
+class ServerEvents {
+ public:
+  // A message for the guest's SINT 2 on `vp`, at most 240 bytes, in order. Returns false where the guest's
+  // queue is full (it does not take its messages): the server drops the connection then.
+  [[nodiscard]] virtual bool send(std::uint32_t vp, std::span<const std::byte> message) = 0;
+  // Checks that a page lies in guest memory.
+  [[nodiscard]] virtual bool page_exists(Gpn page) const = 0;
+  // Start the device's channel; answer with Server::open_done().
+  virtual void open_channel(Relid relid, const OpenRequest& request) = 0;
+  // Stop the channel: no ring access, no interrupt, nothing in flight; answer with Server::close_done().
+  // Comes once for each open_channel that succeeded or is still unanswered; an unanswered open is answered by
+  // close_done() alone.
+  virtual void close_channel(Relid relid) = 0;
+  // Interrupts go to another VP (or none); answer with Server::retarget_done().
+  virtual void retarget_channel(Relid relid, std::uint32_t vp) = 0;
+  // The guest takes a GPADL back that is not an open channel's ring; answer with Server::gpadl_released()
+  // when the device does not touch it any more. Comes after close_channel was answered where the channel
+  // closes first.
+  virtual void release_gpadl(Relid relid, const std::shared_ptr<const Gpadl>& gpadl) = 0;
+  // A revoked offer is gone and its relid free: the guest released it, or there is no connection.
+  virtual void offer_gone(Relid relid) = 0;
+  // The guest unloaded, reset or started over: devices forget their protocol state. All channels are closed
+  // by now, all sub-channel offers gone, all GPADLs released.
+  virtual void connection_ended() = 0;
+
+ protected:
+  ~ServerEvents() = default;
+};
+
+// Bounds on what one guest can make the server hold.
+struct ServerLimits {
+  std::uint32_t gpadls = 1024;             // per connection
+  std::uint32_t gpadls_in_progress = 64;   // bodies still missing
+  std::uint64_t gpadl_pages = 320 * 1024;  // per connection: 1.25 GiB, as Hyper-V [reference: vmbus 5.1]
+};
+
+// Control thread only.
+class Server {
+ public:
+  // HvPostMessage connection ids that are ours. [openvmm: vmbus_core/src/protocol.rs]
+  static constexpr std::array<std::uint32_t, 2> kMessageConnections = {1, 4};
+  static constexpr std::uint32_t kMessageType = 1;  // of every VMBus message, both ways
+
+  Server(ServerEvents& events, std::uint32_t vp_count, LogScope& log, const ServerLimits& limits = {});
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // A message that the guest posted to `connection_id`. `message` is a private copy. A bad one is logged
+  // (rate-limited) and dropped, or answered with the status that its reply has.
+  void guest_message(std::uint32_t connection_id, std::span<const std::byte> message);
+
+  // Adds an offer; a connected guest is told at once, others when they ask. The relid stays the same until
+  // offer_gone(). Errc::kLimit where all relids are in use; Errc::kWrongState where the same (type, instance,
+  // index) is offered already.
+  [[nodiscard]] Result<Relid> offer(const Offer& offer);
+  // Takes an offer back: the channel is closed, the guest told; offer_gone() follows.
+  void rescind(Relid relid);
+
+  // `status` 0 is success; others are NTSTATUS values for the guest.
+  void open_done(Relid relid, std::uint32_t status);
+  void close_done(Relid relid);
+  void retarget_done(Relid relid, std::uint32_t status);
+  void gpadl_released(Relid relid, GpadlId gpadl);
+
+  // For devices whose protocol names a GPADL (netvsp's buffers); empty where the channel has none of that id.
+  [[nodiscard]] std::shared_ptr<const Gpadl> find_gpadl(Relid relid, GpadlId gpadl) const;
+
+  // The VMM resets the guest, or is gone: as UNLOAD, but without an answer. connection_ended() follows when
+  // all is closed (at once where nothing is open).
+  void reset();
+  // True while nothing of a connection is left: no guest memory is in use.
+  [[nodiscard]] bool idle() const;
+
+  // Negotiated version, major << 16 | minor; 0 without a connection.
+  [[nodiscard]] std::uint32_t version() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace vmbusd::vmbus
