@@ -34,20 +34,24 @@ class IoOp {
   ~IoOp() = default;
 };
 
-// A source of work that the worker polls while it is busy. Linked into at most one worker.
+// A source of work that the worker polls while it is active. A channel is one: it becomes active by its
+// doorbell or a completion, and goes to sleep by itself when polling finds nothing for a while. What sleeps
+// costs the worker nothing.
 class Pollable {
  public:
   using ListHook = bi::list_member_hook<bi::link_mode<bi::safe_link>>;
 
-  // Does a bounded piece of work. True where it did some, or has more to do now.
+  // Does a bounded piece of work. True where it did some, or has more to do now. May call deactivate() on
+  // itself.
   [[nodiscard]] virtual bool poll() noexcept = 0;
-  // The worker wants to sleep: ask the peer for a wake-up (unmask, full barrier, look again). False where
-  // work has come meanwhile: the worker goes on polling.
+  // Polling found nothing for the poll time. Asks the peer for wake-ups (unmask, full barrier, look again):
+  // true where nothing has come meanwhile; it is not active any more then.
   [[nodiscard]] virtual bool prepare_sleep() noexcept = 0;
-  // The worker woke and polls again: wake-ups are not needed (mask).
+  // Became active: wake-ups are not needed (mask).
   virtual void woken() noexcept = 0;
 
-  ListHook poll_hook;
+  ListHook poll_hook;            // the worker's: list of active ones
+  Clock::time_point poll_until;  // the worker's: when polling it in vain ends
 
  protected:
   ~Pollable() = default;
@@ -100,8 +104,9 @@ struct WorkerStats {
 // Life cycle: create(), start() (makes the thread) or run() on the caller's thread, then stop(). All SQEs go
 // through sqe(): they are submitted once per turn.
 //
-//   turn: run posted tasks -> expired timers -> reap CQEs -> poll every Pollable -> submit
-//   idle for poll_time: prepare_sleep() on every Pollable, then submit and wait for a CQE or the next timer
+//   turn: run posted tasks -> expired timers -> reap CQEs -> poll every active Pollable -> submit
+//   a Pollable idle for its poll time: prepare_sleep(), and it is not active any more
+//   nothing active: submit and wait for a CQE, a posted task or the next timer
 class Worker {
  public:
   // Errors say what the operator can do: see explain_setup_error().
@@ -131,8 +136,11 @@ class Worker {
   [[nodiscard]] io_uring_sqe* sqe(IoOp& op);
   // Queues a write of 1 to an eventfd; falls back to write(2) where the queue is full. Never lost.
   void signal(int eventfd);
-  void add(Pollable& pollable);
-  void remove(Pollable& pollable);
+  // Polled from this turn on until it goes to sleep; calls woken() where it was not active. Active already:
+  // its poll time starts anew.
+  void activate(Pollable& pollable);
+  // Not polled any more, prepare_sleep() is not called. Not active: nothing.
+  void deactivate(Pollable& pollable);
   void arm(Timer& timer, Clock::time_point due);  // armed already: moved
   void disarm(Timer& timer);                      // not armed: nothing
   // Time of this turn's start; cheap.

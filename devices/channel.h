@@ -1,0 +1,138 @@
+// An open VMBus channel on its I/O worker: two rings, a doorbell, an interrupt, and the handler that speaks
+// the device's protocol over them.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/log.h"
+#include "base/result.h"
+#include "io/worker.h"
+#include "partition/partition.h"
+#include "ringbuffer/incoming_ring.h"
+#include "ringbuffer/outgoing_ring.h"
+
+namespace vmbusd::devices {
+
+class Channel;
+
+// The device's protocol on one channel. Made on the control thread by Device::open(), then called on the
+// channel's worker only, and destroyed after stop() when no operation is in flight.
+class ChannelHandler {
+ public:
+  virtual ~ChannelHandler() = default;
+
+  // Once, before all else. `channel` outlives the handler.
+  virtual void start(Channel& channel) = 0;
+  // Reads up to `budget` packets from channel.incoming() and writes what is to be answered to
+  // channel.outgoing(). The caller releases, commits and signals once for all of it. True where it did
+  // something or has more to do now (a packet left for want of budget or of an SQE), so that it is called
+  // again soon. An error stops the channel for good. Called on every doorbell, so also when the guest made
+  // room in the outgoing ring.
+  [[nodiscard]] virtual Result<bool> service(std::uint32_t budget) = 0;
+  // The channel closes: cancel what is in flight. No service() follows; completions that still come in must
+  // not touch the rings or guest memory (see Channel::stopping()).
+  virtual void stop() = 0;
+  // Guest memory is about to change: bring operations in flight to an end soon (they complete as usual). For
+  // handlers that keep operations armed without a request of the guest's, such as reads from a TAP.
+  virtual void pause() {}
+  virtual void resume() {}
+  // The guest takes back a GPADL that the handler got from DeviceHost::find_gpadl(): call `done` once nothing
+  // touches its pages, perhaps at once.
+  virtual void release_gpadl(std::uint32_t gpadl, std::function<void()> done) {
+    (void)gpadl;
+    done();
+  }
+};
+
+// Counters of one channel; written by its worker, read by anyone.
+struct ChannelStats {
+  std::atomic<std::uint64_t> doorbells{0};
+  std::atomic<std::uint64_t> interrupts{0};        // eventfd writes
+  std::atomic<std::uint64_t> interrupts_saved{0};  // the flag was set already
+};
+
+// Life cycle, all on the worker: start() -> [pause() -> resume()]* -> stop(). Created and destroyed on the
+// control thread, outside that span.
+class Channel final : public io::Pollable {
+ public:
+  struct Config {
+    std::string name;  // for logs: "guest1/scsi0" or "guest1/nic0.3"
+    std::uint32_t relid = 0;
+    std::uint32_t sub_channel_index = 0;
+    std::uint32_t target_vp = 0;  // checked, or vmbus::kNoInterruptVp
+    std::uint32_t event_flag = 0;
+  };
+
+  // Packets that one service() may take before the worker turns to others.
+  static constexpr std::uint32_t kServiceBudget = 64;
+
+  Channel(Config config, partition::Partition& partition, io::Worker& worker, ring::RingMemory incoming,
+          ring::RingMemory outgoing, std::unique_ptr<ChannelHandler> handler, UniqueFd doorbell);
+  ~Channel();
+
+  // Takes up the rings; an error (indices out of range) leaves the channel as it was.
+  [[nodiscard]] Result<void> start();
+  // Stops for good; `stopped` is called on the worker when nothing is in flight and nothing will touch the
+  // rings.
+  void stop(std::function<void()> stopped);
+  // Stops reading the ring and waits for operations in flight; `paused` is called on the worker then.
+  void pause(std::function<void()> paused);
+  void resume();
+  // Interrupts go to another VP; an event that the old one may have missed is raised anew.
+  void retarget(std::uint32_t vp);
+
+  // For handlers, on the worker.
+  [[nodiscard]] ring::IncomingRing& incoming() { return incoming_; }
+  [[nodiscard]] ring::OutgoingRing& outgoing() { return outgoing_; }
+  [[nodiscard]] const partition::GuestMemory& memory() const { return partition_.memory(); }
+  [[nodiscard]] io::Worker& worker() { return worker_; }
+  [[nodiscard]] ChannelHandler& handler() { return *handler_; }
+  [[nodiscard]] LogScope& log() { return log_; }
+  [[nodiscard]] std::uint32_t relid() const { return config_.relid; }
+  [[nodiscard]] std::uint32_t sub_channel_index() const { return config_.sub_channel_index; }
+  // An operation into guest memory (or that will answer into the ring) begins. Each is ended by end_op(),
+  // which also has the rings looked after this turn: write the answer before it.
+  void begin_op() { ++in_flight_; }
+  void end_op();
+  [[nodiscard]] std::uint32_t in_flight() const { return in_flight_; }
+  // The channel is closing or broken: no ring access any more.
+  [[nodiscard]] bool stopping() const { return state_ != State::kRunning && state_ != State::kPaused; }
+  // Has service() called in this turn or the next: there is something to do that no doorbell announces.
+  void activate() { worker_.activate(*this); }
+
+  [[nodiscard]] const ChannelStats& stats() const { return stats_; }
+  [[nodiscard]] int doorbell() const { return doorbell_.get(); }
+
+  bool poll() noexcept override;
+  bool prepare_sleep() noexcept override;
+  void woken() noexcept override;
+
+ private:
+  enum class State : std::uint8_t { kNew, kRunning, kPaused, kBroken, kStopping, kStopped };
+
+  void fail(const Error& error);  // the guest broke the ring or the protocol: stop serving, keep the guest
+  void signal_guest();
+  void settle();  // tells who waits for "nothing in flight"
+
+  Config config_;
+  partition::Partition& partition_;
+  io::Worker& worker_;
+  ring::IncomingRing incoming_;
+  ring::OutgoingRing outgoing_;
+  std::unique_ptr<ChannelHandler> handler_;
+  State state_ = State::kNew;
+  std::uint32_t in_flight_ = 0;
+  UniqueFd doorbell_;  // eventfd that the guest's HvSignalEvent writes
+  io::FdWatch doorbell_watch_;
+  bool doorbell_watched_ = false;
+  std::function<void()> stopped_;
+  std::function<void()> paused_;
+  LogScope log_;
+  ChannelStats stats_;
+};
+
+}  // namespace vmbusd::devices
