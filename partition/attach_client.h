@@ -34,9 +34,9 @@ class AttachClientEvents {
   ~AttachClientEvents() = default;
 };
 
-// Life cycle: connect() does Hello and starts the receiving thread; destruction stops it. Requests may be
-// made from any thread but the receiving one; they wait for the daemon's answer and carry its words in
-// error_text().
+// Life cycle: connect() does Hello and starts the receiving thread, on which events may arrive before
+// connect() has returned; destruction (on any other thread) stops it. Requests may be made from any thread
+// but the receiving one; they wait for the daemon's answer and leave its words in error_text().
 class AttachClient {
  public:
   struct Options {
@@ -52,12 +52,15 @@ class AttachClient {
   AttachClient(const AttachClient&) = delete;
   AttachClient& operator=(const AttachClient&) = delete;
 
+  // The feature bits that both sides have.
+  [[nodiscard]] std::uint64_t features() const;
   // HvPostMessage connection ids that the daemon serves.
   [[nodiscard]] bool serves_message_connection(std::uint32_t connection_id) const;
 
   [[nodiscard]] Result<void> add_memory(std::uint64_t gpa, std::uint64_t size, int fd, std::uint64_t offset,
                                         bool writable);
   [[nodiscard]] Result<void> remove_memory(std::uint64_t gpa, std::uint64_t size);
+  // The daemon sets O_NONBLOCK on the eventfd, for all who share it.
   [[nodiscard]] Result<void> set_vp_interrupt(std::uint32_t vp, std::uint32_t sint, int eventfd);
   [[nodiscard]] Result<void> set_synic_state(std::uint32_t vp, std::uint32_t flags,
                                              std::uint64_t message_page_gpa, std::uint64_t event_page_gpa);
@@ -68,7 +71,7 @@ class AttachClient {
   [[nodiscard]] Result<void> post_guest_message(std::uint32_t vp, std::uint32_t connection_id,
                                                 std::uint32_t message_type,
                                                 std::span<const std::uint8_t> payload);
-  // Answers AttachClientEvents::host_message.
+  // Answers AttachClientEvents::host_message, once for each cookie. Any thread.
   void host_message_done(std::uint64_t cookie);
 
   // The daemon's own words on the last failed request; empty where it gave none.

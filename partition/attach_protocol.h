@@ -16,20 +16,19 @@ inline constexpr std::uint16_t kAttachMajor = 1;           // differs: refused
 inline constexpr std::uint16_t kAttachMinor = 0;           // the lower of both sides is spoken
 
 // Feature bits of Hello; the daemon answers with the intersection.
-inline constexpr std::uint64_t kFeatureSignalByMessage =
-    1u << 0;  // VMM: events are raised by SignalEvent messages,
-              // event flag pages are not guest memory (mshv)
+// Event flag pages are not guest memory (mshv), so the VMM raises events, by SignalEvent messages.
+inline constexpr std::uint64_t kFeatureSignalByMessage = 1u << 0;
 
 inline constexpr std::uint32_t kMaxVps = 64;
 inline constexpr std::uint32_t kMaxRegions = 64;
 inline constexpr std::uint32_t kMaxMessagePayload = 240;  // [TLFS: HvPostMessage]
 inline constexpr std::uint32_t kMaxHostMessages = 16;     // HostMessages sent and not yet answered
+inline constexpr std::uint32_t kMaxVmmRequests = 128;     // requests of the VMM not yet answered
 inline constexpr std::size_t kMaxFds = 2;                 // with one datagram
 
 enum class AttachType : std::uint32_t {
-  // VMM to daemon. Each is a request answered by kReply with the same cookie, but for kHello (kHelloReply)
-  // and
-  // kGuestMessage (none).
+  // VMM to daemon. Each is a request answered by kReply with the same cookie, but for kHello (answered by
+  // kHelloReply) and kGuestMessage (not answered).
   kHello = 1,
   kMemoryAdd = 2,     // 1 fd: memory
   kMemoryRemove = 3,  // answered when nothing of the daemon touches the region any more
@@ -40,11 +39,10 @@ enum class AttachType : std::uint32_t {
 
   // Daemon to VMM.
   kHelloReply = 64,
-  kDoorbellAttach =
-      65,  // 1 fd: eventfd that HvSignalEvent on the connection id is to write; answered by kReply
-  kDoorbellDetach = 66,  // answered by kReply
-  kHostMessage = 67,  // answered by kReply when it stands in the VP's message slot or was dropped by a reset
-  kSignalEvent = 68,  // only with kFeatureSignalByMessage; not answered
+  kDoorbellAttach = 65,  // 1 fd: eventfd that HvSignalEvent on the connection id is to write. kReply
+  kDoorbellDetach = 66,  // kReply
+  kHostMessage = 67,     // kReply when it stands in the VP's message slot or was dropped by a reset
+  kSignalEvent = 68,     // only with kFeatureSignalByMessage; not answered
 
   // Both ways.
   kReply = 128,
@@ -145,6 +143,11 @@ struct AttachSynicState {
 static_assert(kIsWire<AttachSynicState, 40>);
 static_assert(offsetof(AttachSynicState, message_page_gpa) == 24 &&
               offsetof(AttachSynicState, event_page_gpa) == 32);
+
+struct AttachReset {
+  AttachHeader header;
+};
+static_assert(kIsWire<AttachReset, 16>);
 
 struct AttachGuestMessage {  // HvPostMessage, as copied from the guest's hypercall input
   AttachHeader header;

@@ -28,7 +28,8 @@ class AttachServerEvents {
   virtual void attached(Partition& partition) = 0;
   // Runs `change` while no I/O worker touches guest memory through `partition`. With `drain`, operations in
   // flight into guest memory are finished or cancelled first, so this may take long: `done` (which answers
-  // the VMM) is called when it is over, on the control thread, perhaps before this returns.
+  // the VMM) is called when it is over, perhaps before this returns. Both on the control thread, each once
+  // or, where the connection ends before, never; both do nothing once the AttachServer is gone.
   virtual void change_partition(bool drain, std::function<void()> change, std::function<void()> done) = 0;
   // The guest posted a message. `payload` is a private copy.
   virtual void guest_message(std::uint32_t vp, std::uint32_t connection_id, std::uint32_t message_type,
@@ -48,26 +49,33 @@ class AttachServer {
   AttachServer(const AttachServer&) = delete;
   AttachServer& operator=(const AttachServer&) = delete;
 
-  // One datagram from the VMM. An error means that the VMM broke the protocol: close the connection. What
-  // merely cannot be done is answered to the VMM and is no error here.
+  // One datagram from the VMM. An error means that the VMM broke the protocol (and was told so, where there
+  // was something to answer): close the connection. What merely cannot be done is answered to the VMM and is
+  // no error here.
   [[nodiscard]] Result<void> receive(std::span<const std::byte> bytes, std::vector<UniqueFd> fds);
+
+  // The connection is over: what waits for the VMM's answer gets Errc::kClosed now, later requests get it at
+  // once, and nothing more is sent. The partition stays until destruction. Destruction alone calls no one.
+  void disconnected();
 
   // nullptr before Hello.
   [[nodiscard]] Partition* partition();
 
   using Done = std::function<void(Result<void>)>;
   // Asks the VMM to have HvSignalEvent on `connection_id` write `eventfd`; `done` gets its answer. At most
-  // kMaxPending requests wait at once: Errc::kLimit beyond.
+  // kMaxPending requests wait at once: Errc::kLimit beyond. Errc::kBadMessage where the id exceeds 24 bits.
   void doorbell_attach(std::uint32_t connection_id, int eventfd, Done done);
   void doorbell_detach(std::uint32_t connection_id, Done done);
   // Queues a message for the guest: at most kMaxHostMessages are with the VMM at once, the rest waits here in
   // order. Errc::kLimit where kMaxQueuedMessages wait already: the guest does not take its messages.
+  // Errc::kBadMessage where there is no such VP (the guest chose it). At most kMaxMessagePayload bytes.
   [[nodiscard]] Result<void> host_message(std::uint32_t vp, std::uint32_t message_type,
                                           std::span<const std::byte> payload);
-  // Drops the messages that wait here.
+  // Drops the messages that wait here. A reset does so by itself.
   void drop_host_messages();
 
-  static constexpr std::size_t kMaxPending = 4096;         // two for each channel that a guest can have
+  // Doorbell requests: two for each channel that a guest can have.
+  static constexpr std::size_t kMaxPending = 4096;
   static constexpr std::size_t kMaxQueuedMessages = 4096;  // more than all offers of a full bus
 
  private:

@@ -35,9 +35,14 @@ class GuestMemory {
   GuestMemory(const GuestMemory&) = delete;
   GuestMemory& operator=(const GuestMemory&) = delete;
 
+  // Whether [gpa, gpa + size) can be a region at all: page aligned, not empty, inside the address space.
+  [[nodiscard]] static bool valid_range(std::uint64_t gpa, std::uint64_t size);
+  // The lowest region that shares a byte with this valid range, nullptr where there is none.
+  [[nodiscard]] const Region* overlapped(std::uint64_t gpa, std::uint64_t size) const;
+
   // Maps `size` bytes of `fd` at `gpa`. All values page aligned. Errc::kMemory where it overlaps a region,
-  // wraps, is beyond the descriptor's end or cannot be mapped shared (`fd` must be shared memory: memfd,
-  // hugetlbfs, a file).
+  // wraps or is beyond the descriptor's end, Errc::kUnsupported where it cannot be mapped shared (`fd` must
+  // be shared memory: memfd, hugetlbfs, a file), Errc::kLimit where kMaxRegions are there.
   [[nodiscard]] Result<void> add(std::uint64_t gpa, std::uint64_t size, UniqueFd fd, std::uint64_t offset,
                                  bool writable);
   // Exactly a region that was added. The caller made sure that nothing uses it.
