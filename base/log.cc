@@ -57,6 +57,10 @@ std::string describe(const Error& error) {
   return fmt::format("{}: {}", error.text, std::strerror(error.os_error));
 }
 
+void LogScope::write(LogLevel level, fmt::string_view format, fmt::format_args args) const {
+  log_write(level, subject_, fmt::vformat(format, args));
+}
+
 bool LogScope::take_guest_line() {
   const std::int64_t now_s =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch())

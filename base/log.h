@@ -38,35 +38,38 @@ class LogScope {
 
   template <typename... Args>
   void debug(fmt::format_string<Args...> format, Args&&... args) const {
-    write(LogLevel::kDebug, format, args...);
+    if (log_enabled(LogLevel::kDebug)) write(LogLevel::kDebug, format, fmt::make_format_args(args...));
   }
   template <typename... Args>
   void info(fmt::format_string<Args...> format, Args&&... args) const {
-    write(LogLevel::kInfo, format, args...);
+    if (log_enabled(LogLevel::kInfo)) write(LogLevel::kInfo, format, fmt::make_format_args(args...));
   }
   template <typename... Args>
   void warning(fmt::format_string<Args...> format, Args&&... args) const {
-    write(LogLevel::kWarning, format, args...);
+    if (log_enabled(LogLevel::kWarning)) write(LogLevel::kWarning, format, fmt::make_format_args(args...));
   }
   template <typename... Args>
   void error(fmt::format_string<Args...> format, Args&&... args) const {
-    write(LogLevel::kError, format, args...);
+    if (log_enabled(LogLevel::kError)) write(LogLevel::kError, format, fmt::make_format_args(args...));
   }
   // For anything that a guest or VMM can trigger at will: a warning, dropped (and counted) beyond the budget
   // of kGuestLinesPerSecond.
   template <typename... Args>
   void guest(fmt::format_string<Args...> format, Args&&... args) {
     if (!log_enabled(LogLevel::kWarning) || !take_guest_line()) return;
-    log_write(LogLevel::kWarning, subject_, fmt::vformat(format, fmt::make_format_args(args...)));
+    write(LogLevel::kWarning, format, fmt::make_format_args(args...));
+  }
+  // The same for what is no fault, such as a channel that opens.
+  template <typename... Args>
+  void guest_info(fmt::format_string<Args...> format, Args&&... args) {
+    if (!log_enabled(LogLevel::kInfo) || !take_guest_line()) return;
+    write(LogLevel::kInfo, format, fmt::make_format_args(args...));
   }
 
   static constexpr std::uint32_t kGuestLinesPerSecond = 10;
 
  private:
-  template <typename... Args>
-  void write(LogLevel level, fmt::format_string<Args...> format, Args&... args) const {
-    if (log_enabled(level)) log_write(level, subject_, fmt::vformat(format, fmt::make_format_args(args...)));
-  }
+  void write(LogLevel level, fmt::string_view format, fmt::format_args args) const;
   [[nodiscard]] bool take_guest_line();
 
   std::string subject_;

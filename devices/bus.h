@@ -2,15 +2,20 @@
 // workers.
 #pragma once
 
+#include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/fd.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "devices/attach_socket.h"
 #include "devices/channel.h"
 #include "devices/device.h"
 #include "io/worker.h"
@@ -20,8 +25,11 @@
 namespace vmbusd::devices {
 
 // One VMM connection, from its first datagram to its end. Owns the socket, the partition's memory and the
-// open channels; devices and workers outlive it. Control thread only; `control` is the worker whose thread
-// that is.
+// open channels; devices and workers outlive it. Control thread only, the DeviceHost methods apart.
+//
+//   VMM -- AttachSocket -- AttachServer -- Bus -- vmbus::Server
+//                                           |
+//                             Channel (on an io::Worker) -- ChannelHandler -- Device
 class Bus final : private partition::AttachServerEvents, private vmbus::ServerEvents, private DeviceHost {
  public:
   struct Config {
@@ -30,16 +38,44 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
     std::vector<io::Worker*> workers;  // at least one
   };
 
-  // Serves `socket` (connected, SOCK_SEQPACKET). `ended` is called once, when the VMM is gone and nothing is
-  // in use any more: the Bus may be destroyed then, not inside the call.
+  // Serves `socket` (connected, SOCK_SEQPACKET). `control` is the worker whose thread this is. `ended` is
+  // called once, from the control worker's loop, when the VMM is gone and nothing is in use any more: the Bus
+  // may be destroyed in it.
   Bus(Config config, io::Worker& control, UniqueFd socket, std::function<void()> ended);
   ~Bus();
 
-  // Ends the connection: closes all channels, drains, then calls `ended`.
+  // Ends the connection: closes all channels, drains, then calls `ended`. Again: nothing.
   void shut_down();
 
+  // The names of channels that are not closed yet, for the log line of a shutdown that takes too long.
+  [[nodiscard]] std::vector<std::string> open_channels() const;
+
  private:
-  struct OpenChannel;
+  // A channel between the guest's OPENCHANNEL and the server's close_done.
+  struct OpenChannel {
+    enum class Phase : std::uint8_t {
+      kAttaching,  // the VMM is asked to attach the doorbell
+      kStarting,   // the worker takes up the rings
+      kOpen,
+      kStopping,   // the worker stops
+      kDetaching,  // the VMM is asked to detach the doorbell
+    };
+    std::string name;
+    std::unique_ptr<Channel> channel;
+    std::uint32_t connection_id;
+    Phase phase = Phase::kAttaching;
+    bool close_wanted = false;
+    std::uint32_t status = 0;            // why opening failed
+    std::set<vmbus::GpadlId> releasing;  // asked of the handler and not answered
+  };
+  struct Offered {
+    Device* device;
+    std::uint32_t sub_channel_index;
+  };
+  struct Change {
+    std::function<void()> change;
+    std::function<void()> done;
+  };
 
   // partition::AttachServerEvents
   void send(std::span<const std::byte> bytes, std::span<const int> fds) override;
@@ -64,8 +100,32 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
                   std::function<void(std::shared_ptr<const vmbus::Gpadl>)> done) override;
   void offer_sub_channels(Device& device, std::uint32_t count) override;
 
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  [[nodiscard]] Result<std::unique_ptr<Channel>> make_channel(vmbus::Relid relid,
+                                                              const vmbus::OpenRequest& request);
+  void doorbell_attached(vmbus::Relid relid, const Result<void>& result);
+  void channel_started(vmbus::Relid relid, const Result<void>& result);
+  void stop_channel(vmbus::Relid relid);
+  void detach_doorbell(vmbus::Relid relid);
+  void channel_closed(vmbus::Relid relid);
+  void gpadl_released(vmbus::Relid relid, vmbus::GpadlId gpadl);
+  void next_change();
+  void drained(vmbus::Relid relid);
+  void disconnected(const Error& reason);
+
+  Config config_;
+  io::Worker& control_;
+  LogScope log_;
+  std::function<void()> ended_;
+  bool connected_ = true;
+  partition::AttachServer attach_;
+  AttachSocket socket_;
+  std::unique_ptr<vmbus::Server> server_;  // after Hello
+  std::map<vmbus::Relid, Offered> offered_;
+  std::map<vmbus::Relid, OpenChannel> channels_;
+  std::function<void()> reset_done_;
+  std::deque<Change> changes_;       // that drain; the first is under way
+  std::set<vmbus::Relid> draining_;  // channels that the first change waits for
+  std::set<vmbus::Relid> paused_;    // to be resumed after it
 };
 
 }  // namespace vmbusd::devices

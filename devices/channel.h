@@ -14,6 +14,7 @@
 #include "partition/partition.h"
 #include "ringbuffer/incoming_ring.h"
 #include "ringbuffer/outgoing_ring.h"
+#include "vmbus/server.h"
 
 namespace vmbusd::devices {
 
@@ -114,6 +115,17 @@ class Channel final : public io::Pollable {
  private:
   enum class State : std::uint8_t { kNew, kRunning, kPaused, kBroken, kStopping, kStopped };
 
+  // An outgoing ring that stays full is looked at now and then: some guests never signal room [reference:
+  // ring 5.1].
+  class SpaceTimer final : public io::Timer {
+   public:
+    explicit SpaceTimer(Channel& channel) : channel_(channel) {}
+    void expired() noexcept override { channel_.activate(); }
+
+   private:
+    Channel& channel_;
+  };
+
   void fail(const Error& error);  // the guest broke the ring or the protocol: stop serving, keep the guest
   void signal_guest();
   void settle();  // tells who waits for "nothing in flight"
@@ -128,7 +140,7 @@ class Channel final : public io::Pollable {
   std::uint32_t in_flight_ = 0;
   UniqueFd doorbell_;  // eventfd that the guest's HvSignalEvent writes
   io::FdWatch doorbell_watch_;
-  bool doorbell_watched_ = false;
+  SpaceTimer space_timer_{*this};
   std::function<void()> stopped_;
   std::function<void()> paused_;
   LogScope log_;

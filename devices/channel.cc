@@ -1,0 +1,151 @@
+#include "devices/channel.h"
+
+#include "base/assert.h"
+
+namespace vmbusd::devices {
+
+namespace {
+constexpr std::chrono::milliseconds kSpacePollInterval{10};
+}  // namespace
+
+Channel::Channel(Config config, partition::Partition& partition, io::Worker& worker,
+                 ring::RingMemory incoming, ring::RingMemory outgoing,
+                 std::unique_ptr<ChannelHandler> handler, UniqueFd doorbell)
+    : config_(std::move(config)),
+      partition_(partition),
+      worker_(worker),
+      incoming_(std::move(incoming)),
+      outgoing_(std::move(outgoing)),
+      handler_(std::move(handler)),
+      doorbell_(std::move(doorbell)),
+      log_(config_.name) {}
+
+Channel::~Channel() {
+  VMBUSD_ASSERT(state_ == State::kNew || state_ == State::kStopped);
+  VMBUSD_ASSERT(in_flight_ == 0);
+}
+
+Result<void> Channel::start() {
+  VMBUSD_CHECK(incoming_.attach());
+  VMBUSD_CHECK(outgoing_.attach());
+  state_ = State::kRunning;
+  handler_->start(*this);
+  doorbell_watch_.start(worker_, doorbell_.get(), [this] {
+    stats_.doorbells.fetch_add(1, std::memory_order_relaxed);
+    if (state_ == State::kRunning) activate();
+  });
+  // The guest may have filled its ring before the doorbell was attached.
+  activate();
+  return {};
+}
+
+void Channel::stop(std::function<void()> stopped) {
+  VMBUSD_ASSERT(state_ != State::kStopping && state_ != State::kStopped);
+  stopped_ = std::move(stopped);
+  const bool serving = state_ == State::kRunning || state_ == State::kPaused;
+  state_ = State::kStopping;
+  worker_.deactivate(*this);
+  worker_.disarm(space_timer_);
+  if (serving) handler_->stop();
+  if (doorbell_watch_.active()) {
+    doorbell_watch_.stop([this] { settle(); });
+  }
+  settle();
+}
+
+void Channel::pause(std::function<void()> paused) {
+  paused_ = std::move(paused);
+  if (state_ == State::kRunning) {
+    state_ = State::kPaused;
+    worker_.deactivate(*this);
+    worker_.disarm(space_timer_);
+    handler_->pause();
+  }
+  settle();
+}
+
+void Channel::resume() {
+  if (state_ != State::kPaused) return;
+  state_ = State::kRunning;
+  handler_->resume();
+  activate();
+}
+
+void Channel::retarget(std::uint32_t vp) {
+  config_.target_vp = vp;
+  // The old VP may have been told of packets that its handler has not seen; a signal too many does no harm.
+  if (!stopping()) signal_guest();
+}
+
+void Channel::end_op() {
+  VMBUSD_ASSERT(in_flight_ > 0);
+  --in_flight_;
+  if (state_ == State::kRunning) {
+    activate();
+  } else {
+    settle();
+  }
+}
+
+bool Channel::poll() noexcept {
+  if (state_ != State::kRunning) return false;
+  const Result<bool> worked = handler_->service(kServiceBudget);
+  if (!worked) {
+    fail(worked.error());
+    return false;
+  }
+  const Result<bool> published = outgoing_.commit();
+  if (!published) {
+    fail(published.error());
+    return false;
+  }
+  // Both directions share the guest's one interrupt.
+  const bool room_wanted = incoming_.release();
+  if (*published || room_wanted) signal_guest();
+  return *worked;
+}
+
+bool Channel::prepare_sleep() noexcept {
+  if (state_ != State::kRunning) return true;
+  if (!incoming_.unmask()) return false;
+  if (outgoing_.space_armed()) worker_.arm(space_timer_, worker_.now() + kSpacePollInterval);
+  return true;
+}
+
+void Channel::woken() noexcept {
+  if (state_ == State::kRunning) incoming_.mask();
+}
+
+void Channel::fail(const Error& error) {
+  log_.guest("channel {} stopped serving: {}; the guest must close it", config_.relid, describe(error));
+  state_ = State::kBroken;
+  worker_.deactivate(*this);
+  worker_.disarm(space_timer_);
+  handler_->stop();
+}
+
+void Channel::signal_guest() {
+  if (config_.target_vp == vmbus::kNoInterruptVp) return;
+  const std::optional<int> eventfd = partition_.set_event_flag(config_.target_vp, config_.event_flag);
+  if (eventfd) {
+    worker_.signal(*eventfd);
+    stats_.interrupts.fetch_add(1, std::memory_order_relaxed);
+  } else {
+    stats_.interrupts_saved.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void Channel::settle() {
+  if (in_flight_ != 0) return;
+  // Posted, not called: whoever ended the last operation is still on the stack, and the channel may be
+  // destroyed by what follows.
+  if (paused_) {
+    worker_.post(std::exchange(paused_, nullptr));
+  }
+  if (state_ == State::kStopping && !doorbell_watch_.active()) {
+    state_ = State::kStopped;
+    worker_.post(std::exchange(stopped_, nullptr));
+  }
+}
+
+}  // namespace vmbusd::devices
