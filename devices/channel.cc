@@ -89,6 +89,7 @@ void Channel::end_op() {
 
 bool Channel::poll() noexcept {
   if (state_ != State::kRunning) return false;
+  stalled_ = false;
   const Result<bool> worked = handler_->service(kServiceBudget);
   if (!worked) {
     fail(worked.error());
@@ -107,7 +108,9 @@ bool Channel::poll() noexcept {
 
 bool Channel::prepare_sleep() noexcept {
   if (state_ != State::kRunning) return true;
-  if (!incoming_.unmask()) return false;
+  // Stalled: stays masked, the guest's signal would be in vain. end_op() makes it active again.
+  const bool sleeps = (stalled_ && in_flight_ > 0) || incoming_.unmask();
+  if (!sleeps) return false;
   if (outgoing_.space_armed()) worker_.arm(space_timer_, worker_.now() + kSpacePollInterval);
   return true;
 }

@@ -102,6 +102,9 @@ class Channel final : public io::Pollable {
   [[nodiscard]] std::uint32_t in_flight() const { return in_flight_; }
   // The channel is closing or broken: no ring access any more.
   [[nodiscard]] bool stopping() const { return state_ != State::kRunning && state_ != State::kPaused; }
+  // From service(): packets are left in the ring because requests have run out, so there is nothing to do
+  // before an end_op(). Without it the worker would go on polling a ring that is not empty.
+  void stall() { stalled_ = true; }
   // Has service() called in this turn or the next: there is something to do that no doorbell announces.
   void activate() { worker_.activate(*this); }
 
@@ -138,6 +141,7 @@ class Channel final : public io::Pollable {
   std::unique_ptr<ChannelHandler> handler_;
   State state_ = State::kNew;
   std::uint32_t in_flight_ = 0;
+  bool stalled_ = false;
   UniqueFd doorbell_;  // eventfd that the guest's HvSignalEvent writes
   io::FdWatch doorbell_watch_;
   SpaceTimer space_timer_{*this};
