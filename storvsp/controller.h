@@ -1,0 +1,67 @@
+// The synthetic SCSI controller: a device of one partition with disks at path 0, target 0, LUN 0..63.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/fd.h"
+#include "base/guid.h"
+#include "base/result.h"
+#include "devices/device.h"
+
+namespace vmbusd::storvsp {
+
+inline constexpr std::uint32_t kMaxLuns = 64;  // of one controller, as Hyper-V's
+inline constexpr std::uint32_t kMaxTransferBytes = 8u << 20;
+inline constexpr std::uint32_t kDefaultTransferBytes = 1u << 20;
+
+// What a disk's write cache does; the guest always sees one (WCE) unless it is off.
+enum class CacheMode : std::uint8_t {
+  kWriteback,     // a write is durable after FLUSH or with FUA
+  kWritethrough,  // each write is durable when it completes; the guest sees no cache
+  kUnsafe,        // FLUSH and FUA cost nothing and promise nothing: data dies with the host
+};
+
+struct DiskConfig {
+  enum class Backend : std::uint8_t { kFile, kNull };
+
+  std::uint8_t lun = 0;  // < kMaxLuns, each once
+  Backend backend = Backend::kFile;
+  // kFile: raw file or block device, open for reading and, unless read_only, writing. O_DIRECT or not is the
+  // opener's choice: it holds where the descriptor has it.
+  UniqueFd fd;
+  std::uint64_t size_bytes = 0;  // kNull only: its capacity. kFile finds its own.
+  bool read_only = false;
+  CacheMode cache = CacheMode::kWriteback;
+  std::uint32_t logical_block_bytes = 0;   // 512 or 4096; 0: what the back end needs, 512 where it can
+  std::uint32_t physical_block_bytes = 0;  // power of two, 512..65536, >= logical; 0: what the back end says
+  // What INQUIRY says: printable ASCII, at most 8, 16, 4 and 36 characters.
+  std::string vendor = "Msft";
+  std::string product = "Virtual Disk";
+  std::string revision = "1.0";
+  std::string serial;            // empty: made from `identity`
+  std::optional<Guid> identity;  // world-wide name (VPD 83); empty: made from controller and LUN
+};
+
+struct ControllerConfig {
+  std::string partition;         // for logs and identities
+  std::string name;              // unique in the partition, for example "scsi0"
+  std::optional<Guid> instance;  // empty: made from partition and name, the same at every start
+  std::uint32_t max_transfer_bytes = kDefaultTransferBytes;  // multiple of 4096, 4096..kMaxTransferBytes
+  std::uint16_t max_sub_channels = 0;                        // that a guest may ask for, beside the primary
+  std::vector<DiskConfig> disks;
+};
+
+// Checks one disk as make_controller() will, so that the caller can say which disk is wrong and where that is
+// configured. Errc::kConfig: a value out of range or at odds with the descriptor; Errc::kOs: the descriptor
+// cannot be examined. Error::text tells what.
+[[nodiscard]] Result<void> check_disk(const DiskConfig& disk);
+
+// Takes the descriptors over. Errors as check_disk(), and Errc::kConfig for a LUN given twice. Control
+// thread.
+[[nodiscard]] Result<std::unique_ptr<devices::Device>> make_controller(ControllerConfig config);
+
+}  // namespace vmbusd::storvsp

@@ -1,0 +1,277 @@
+// SCSI as it stands on the wire: operation codes, status, sense data, parameter data. Big-endian throughout.
+// Facts from SPC-4 and SBC-3.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "base/wire.h"
+
+namespace vmbusd::storvsp::scsi {
+
+enum class Opcode : std::uint8_t {
+  kTestUnitReady = 0x00,
+  kRequestSense = 0x03,
+  kRead6 = 0x08,
+  kWrite6 = 0x0a,
+  kInquiry = 0x12,
+  kModeSelect6 = 0x15,
+  kModeSense6 = 0x1a,
+  kStartStopUnit = 0x1b,
+  kSendDiagnostic = 0x1d,
+  kPreventAllowMediumRemoval = 0x1e,
+  kReadCapacity10 = 0x25,
+  kRead10 = 0x28,
+  kWrite10 = 0x2a,
+  kVerify10 = 0x2f,
+  kSynchronizeCache10 = 0x35,
+  kModeSelect10 = 0x55,
+  kModeSense10 = 0x5a,
+  kRead16 = 0x88,
+  kWrite16 = 0x8a,
+  kVerify16 = 0x8f,
+  kSynchronizeCache16 = 0x91,
+  kServiceActionIn16 = 0x9e,
+  kReportLuns = 0xa0,
+  kRead12 = 0xa8,
+  kWrite12 = 0xaa,
+  kVerify12 = 0xaf,
+};
+
+// Of kServiceActionIn16.
+inline constexpr std::uint8_t kReadCapacity16 = 0x10;
+
+enum class Status : std::uint8_t {
+  kGood = 0x00,
+  kCheckCondition = 0x02,
+  kBusy = 0x08,
+  kReservationConflict = 0x18,
+};
+
+enum class SenseKey : std::uint8_t {
+  kNoSense = 0x0,
+  kNotReady = 0x2,
+  kMediumError = 0x3,
+  kHardwareError = 0x4,
+  kIllegalRequest = 0x5,
+  kUnitAttention = 0x6,
+  kDataProtect = 0x7,
+  kAbortedCommand = 0xb,
+};
+
+// Additional sense code << 8 | qualifier. [SPC-4: ASC and ASCQ assignments]
+enum class Asc : std::uint16_t {
+  kNone = 0x0000,
+  kWriteError = 0x0c00,
+  kUnrecoveredReadError = 0x1100,
+  kParameterListLengthError = 0x1a00,
+  kInvalidCommandOperationCode = 0x2000,
+  kLbaOutOfRange = 0x2100,
+  kInvalidFieldInCdb = 0x2400,
+  kLogicalUnitNotSupported = 0x2500,
+  kInvalidFieldInParameterList = 0x2600,
+  kWriteProtected = 0x2700,
+  kSpaceAllocationFailedWriteProtect = 0x2707,
+  kSavingParametersNotSupported = 0x3900,
+  kInternalTargetFailure = 0x4400,
+};
+
+// [SPC-4: Fixed format sense data]
+struct FixedSense {
+  std::uint8_t response_code;  // kSenseCurrentFixed
+  std::uint8_t obsolete;
+  std::uint8_t flags_and_key;  // low nibble: SenseKey
+  BigEndian32 information;
+  std::uint8_t additional_length;  // bytes behind this one
+  BigEndian32 command_specific;
+  std::uint8_t asc;
+  std::uint8_t ascq;
+  std::uint8_t fru;
+  std::uint8_t key_specific;  // kSenseSpecificValid and, of ILLEGAL REQUEST, kSenseInCdb, kSenseBitValid, bit
+  BigEndian16 field;          // of ILLEGAL REQUEST: byte that is wrong
+};
+static_assert(kIsWire<FixedSense, 18>);
+static_assert(offsetof(FixedSense, flags_and_key) == 2 && offsetof(FixedSense, additional_length) == 7 &&
+              offsetof(FixedSense, asc) == 12 && offsetof(FixedSense, ascq) == 13 &&
+              offsetof(FixedSense, key_specific) == 15 && offsetof(FixedSense, field) == 16);
+
+inline constexpr std::uint8_t kSenseCurrentFixed = 0x70;
+inline constexpr std::uint8_t kSenseCurrentDescriptor = 0x72;
+inline constexpr std::uint8_t kSenseSpecificValid = 0x80;
+inline constexpr std::uint8_t kSenseInCdb = 0x40;  // else in the parameter list
+inline constexpr std::uint8_t kSenseBitValid = 0x08;
+
+// [SPC-4: Standard INQUIRY data], with the descriptors that we leave empty.
+struct InquiryData {
+  std::uint8_t qualifier_and_type;
+  std::uint8_t flags1;  // kInquiryRemovable
+  std::uint8_t version;
+  std::uint8_t flags3_format;
+  std::uint8_t additional_length;  // bytes behind this one
+  std::uint8_t flags5;
+  std::uint8_t flags6;
+  std::uint8_t flags7;  // kInquiryCommandQueue
+  std::array<char, 8> vendor;
+  std::array<char, 16> product;
+  std::array<char, 4> revision;
+  std::array<std::uint8_t, 22> vendor_specific;
+  std::array<BigEndian16, 8> version_descriptors;
+  std::array<std::uint8_t, 22> reserved;
+};
+static_assert(kIsWire<InquiryData, 96>);
+static_assert(offsetof(InquiryData, flags7) == 7 && offsetof(InquiryData, vendor) == 8 &&
+              offsetof(InquiryData, product) == 16 && offsetof(InquiryData, revision) == 32 &&
+              offsetof(InquiryData, version_descriptors) == 58);
+
+inline constexpr std::uint8_t kTypeDirectAccess = 0x00;
+inline constexpr std::uint8_t kNoLogicalUnit = 0x7f;  // qualifier 3, type 0x1f
+inline constexpr std::uint8_t kVersionSpc3 = 0x05;
+inline constexpr std::uint8_t kInquiryFormat = 0x02;
+inline constexpr std::uint8_t kInquiryCommandQueue = 0x02;
+
+enum class VpdPage : std::uint8_t {
+  kSupportedPages = 0x00,
+  kUnitSerialNumber = 0x80,
+  kDeviceIdentification = 0x83,
+  kBlockLimits = 0xb0,
+  kBlockDeviceCharacteristics = 0xb1,
+  kLogicalBlockProvisioning = 0xb2,
+};
+
+struct VpdHeader {
+  std::uint8_t qualifier_and_type;
+  VpdPage page;
+  BigEndian16 length;  // bytes behind the header
+};
+static_assert(kIsWire<VpdHeader, 4> && offsetof(VpdHeader, length) == 2);
+
+// [SPC-4: Device Identification VPD page, designation descriptor]
+struct DesignatorHeader {
+  std::uint8_t code_set;  // protocol identifier in the high nibble
+  std::uint8_t type;      // association in bits 5:4
+  std::uint8_t reserved;
+  std::uint8_t length;
+};
+static_assert(kIsWire<DesignatorHeader, 4>);
+inline constexpr std::uint8_t kCodeSetBinary = 1;
+inline constexpr std::uint8_t kDesignatorT10Vendor = 1;
+inline constexpr std::uint8_t kDesignatorNaa = 3;
+
+// [SBC-3: Block Limits VPD page]
+struct BlockLimitsPage {
+  VpdHeader header;
+  std::uint8_t flags;                  // bit 0: WSNZ
+  std::uint8_t max_compare_and_write;  // blocks
+  BigEndian16 optimal_granularity;     // blocks, as are all below
+  BigEndian32 max_transfer;            // 0: no limit told
+  BigEndian32 optimal_transfer;
+  BigEndian32 max_prefetch;
+  BigEndian32 max_unmap_blocks;
+  BigEndian32 max_unmap_descriptors;
+  BigEndian32 optimal_unmap_granularity;
+  BigEndian32 unmap_alignment;  // bit 31: valid
+  BigEndian64 max_write_same;
+  std::array<std::uint8_t, 20> reserved;
+};
+static_assert(kIsWire<BlockLimitsPage, 64>);
+static_assert(offsetof(BlockLimitsPage, optimal_granularity) == 6 &&
+              offsetof(BlockLimitsPage, max_transfer) == 8 &&
+              offsetof(BlockLimitsPage, max_unmap_blocks) == 20 &&
+              offsetof(BlockLimitsPage, unmap_alignment) == 32 &&
+              offsetof(BlockLimitsPage, max_write_same) == 36);
+
+// [SBC-3: Block Device Characteristics VPD page]
+struct BlockCharacteristicsPage {
+  VpdHeader header;
+  BigEndian16 rotation_rate;  // 0: not told; kNotRotating; else rpm
+  std::array<std::uint8_t, 58> reserved;
+};
+static_assert(kIsWire<BlockCharacteristicsPage, 64>);
+inline constexpr std::uint16_t kNotRotating = 1;
+
+// [SBC-3: Logical Block Provisioning VPD page]
+struct ProvisioningPage {
+  VpdHeader header;
+  std::uint8_t threshold_exponent;
+  std::uint8_t flags;  // LBPU, LBPWS, LBPWS10, LBPRZ, ANC_SUP, DP
+  std::uint8_t type;   // 0: fully provisioned
+  std::uint8_t reserved;
+};
+static_assert(kIsWire<ProvisioningPage, 8>);
+
+struct ReadCapacity10Data {
+  BigEndian32 last_lba;  // 0xffffffff: ask READ CAPACITY(16)
+  BigEndian32 block_length;
+};
+static_assert(kIsWire<ReadCapacity10Data, 8>);
+
+struct ReadCapacity16Data {
+  BigEndian64 last_lba;
+  BigEndian32 block_length;
+  std::uint8_t protection;
+  std::uint8_t physical_exponent;  // low nibble: log2 of logical blocks per physical block
+  BigEndian16 provisioning_and_lowest_aligned_lba;
+  std::array<std::uint8_t, 16> reserved;
+};
+static_assert(kIsWire<ReadCapacity16Data, 32>);
+static_assert(offsetof(ReadCapacity16Data, physical_exponent) == 13);
+
+struct ReportLunsHeader {
+  BigEndian32 list_length;  // bytes behind the header
+  BigEndian32 reserved;
+};
+static_assert(kIsWire<ReportLunsHeader, 8>);
+
+struct ModeHeader6 {
+  std::uint8_t data_length;  // bytes behind this one; reserved in MODE SELECT
+  std::uint8_t medium_type;
+  std::uint8_t device_specific;  // kModeWriteProtected, kModeDpoFua
+  std::uint8_t block_descriptor_length;
+};
+static_assert(kIsWire<ModeHeader6, 4>);
+
+struct ModeHeader10 {
+  BigEndian16 data_length;  // bytes behind this field
+  std::uint8_t medium_type;
+  std::uint8_t device_specific;
+  std::uint8_t flags;  // bit 0: LONGLBA
+  std::uint8_t reserved;
+  BigEndian16 block_descriptor_length;
+};
+static_assert(kIsWire<ModeHeader10, 8> && offsetof(ModeHeader10, block_descriptor_length) == 6);
+inline constexpr std::uint8_t kModeWriteProtected = 0x80;
+inline constexpr std::uint8_t kModeDpoFua = 0x10;
+
+enum class ModePage : std::uint8_t {
+  kCaching = 0x08,
+  kControl = 0x0a,
+  kAll = 0x3f,
+};
+
+// [SBC-3: Caching mode page]
+struct CachingModePage {
+  std::uint8_t page;    // bit 7: can be saved
+  std::uint8_t length;  // bytes behind this one
+  std::uint8_t flags;   // kCachingWce
+  std::array<std::uint8_t, 17> others;
+};
+static_assert(kIsWire<CachingModePage, 20>);
+inline constexpr std::uint8_t kCachingWce = 0x04;  // writes may complete before they are on the medium
+
+// [SPC-4: Control mode page]
+struct ControlModePage {
+  std::uint8_t page;
+  std::uint8_t length;
+  std::uint8_t flags2;
+  std::uint8_t flags3;  // high nibble: queue algorithm modifier
+  std::uint8_t flags4;
+  std::uint8_t flags5;
+  BigEndian16 obsolete;
+  BigEndian16 busy_timeout;  // 0xffff: none
+  BigEndian16 self_test_time;
+};
+static_assert(kIsWire<ControlModePage, 12>);
+inline constexpr std::uint8_t kControlUnrestrictedReordering = 0x10;  // of flags3
+
+}  // namespace vmbusd::storvsp::scsi
