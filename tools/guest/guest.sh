@@ -1,0 +1,51 @@
+# What guest jobs share. Sourced by /init before the job.
+
+# say KEY VALUE...: a line for the machine that started the guest.
+say() {
+  echo "@@ $*"
+}
+
+# die TEXT...: ends the job with a reason.
+die() {
+  say failed "$*"
+  exit 1
+}
+
+# attempt COMMAND...: runs it and prints what it printed; ends the job where it fails.
+attempt() {
+  "$@" >/tmp/attempt 2>&1 && return 0
+  cat /tmp/attempt
+  die "$* (exit status $?)"
+}
+
+# seconds: since the guest started, for measuring.
+seconds() {
+  cut -d ' ' -f 1 /proc/uptime
+}
+
+# serial_of sdX: the unit serial number that the disk gave. [SPC-4: Unit Serial Number VPD page]
+serial_of() {
+  tail -c +5 "/sys/block/$1/device/vpd_pg80" 2>/dev/null | tr -d ' \0'
+}
+
+# disk SERIAL: waits for the disk of that serial number and prints its device's path.
+disk() {
+  for _ in $(seq 300); do
+    for block in /sys/block/sd*; do
+      name=${block##*/}
+      if [ "$(serial_of "$name")" = "$1" ] && [ -b "/dev/$name" ]; then
+        echo "/dev/$name"
+        return 0
+      fi
+    done
+    usleep 100000
+  done
+  return 1
+}
+
+# kernel_log: the evidence that the drivers in the box found what vmbusd gave.
+kernel_log() {
+  dmesg | grep -E -i 'hyper-?v|vmbus|hv_|scsi|sd [0-9]|netvsc' | while read -r line; do
+    say log "$line"
+  done
+}
