@@ -189,7 +189,7 @@ def main():
     command = sys.argv[2 if terminal else 1 :]
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vmbusd-results-", dir="/var/tmp") as results:
-        status = run_emulated(command, results, timeout_s=25, terminal=terminal)
+        status = run_emulated(command, results, timeout_s=100, terminal=terminal)
         print(f"exit status {status} after {time.monotonic() - start:.1f} s", file=sys.stderr)
     return status
 
