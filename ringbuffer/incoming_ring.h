@@ -2,10 +2,16 @@
 // round.)
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
 
+#include "base/assert.h"
 #include "base/result.h"
 #include "ringbuffer/protocol.h"
 #include "ringbuffer/ring_memory.h"
@@ -13,21 +19,22 @@
 namespace vmbusd::ring {
 
 // One packet, as its descriptor (a private copy, checked) describes it. The bytes still lie in the ring,
-// where the guest can change them: copy them out once with IncomingRing::read.
+// where the guest can change them: copy them out once with IncomingRing::read_payload.
 struct Packet {
   PacketType type;
   bool completion_requested;
   std::uint64_t transaction_id;
   std::uint32_t position;        // ring offset of the descriptor
-  std::uint32_t extension_size;  // bytes between descriptor and payload
+  std::uint32_t extension_size;  // bytes between descriptor and payload; at least 8 where the type has one
   std::uint32_t payload_size;    // rounded up to 8 by the sender: protocols carry their own lengths
+  const std::byte* linear;  // guest-controlled: the descriptor, where the packet is one run of host memory
 };
 
 // One thread at a time. The host's read position is private; the shared read_index is written only.
 //
-//   while (packet = next()) { read(*packet, ...); }      any number of packets
-//   if (release()) signal the guest                      once a batch: hands the room back
-//   if (!unmask()) go on reading                         before sleeping
+//   while (packet = next()) { read_payload(*packet, ...); }   any number of packets
+//   if (release()) signal the guest                           once a batch: hands the room back
+//   if (!unmask()) go on reading                              before sleeping
 class IncomingRing {
  public:
   explicit IncomingRing(RingMemory memory) : memory_(std::move(memory)) {}
@@ -39,10 +46,12 @@ class IncomingRing {
   // The next packet; empty where there is none. Errors (Errc::kRingCorrupt, kBadPacket) are final: stop the
   // channel.
   [[nodiscard]] Result<std::optional<Packet>> next();
-  // Copies payload or extension bytes of the packet that next() gave last. `offset` + out.size() must be
-  // inside it.
+  // Copies payload or extension bytes of a packet that next() gave since the last release(). `offset` +
+  // out.size() must be inside it: the caller has checked the packet's sizes.
   void read_payload(const Packet& packet, std::uint32_t offset, std::span<std::byte> out) const;
   void read_extension(const Packet& packet, std::uint32_t offset, std::span<std::byte> out) const;
+  // One word of the extension, loaded once; `offset` is a multiple of 8 below extension_size.
+  [[nodiscard]] std::uint64_t extension_word(const Packet& packet, std::uint32_t offset) const;
 
   // Publishes what was read so far. True where the producer waits for room that there is now: signal it.
   // Nothing to publish: false, and no shared access.
@@ -50,8 +59,9 @@ class IncomingRing {
 
   // Consumer polls: the producer need not signal.
   void mask();
-  // Consumer is going to sleep: the producer is to signal. False where packets have come meanwhile (masked
-  // again then).
+  // Consumer is going to sleep: the producer is to signal. False where packets are there (masked again then):
+  // those that come meanwhile, and those that the consumer leaves for later, which nobody will signal. Call
+  // release() before.
   [[nodiscard]] bool unmask();
 
   // Bytes that wait to be read, as of now (one shared read). Errors as next().
@@ -62,11 +72,142 @@ class IncomingRing {
   [[nodiscard]] std::uint64_t packets() const { return packets_; }
 
  private:
+  [[nodiscard]] std::atomic_ref<std::uint32_t> shared(std::uint32_t ControlPage::*field) const {
+    return std::atomic_ref<std::uint32_t>(memory_.control()->*field);
+  }
+  [[nodiscard]] Result<std::optional<Packet>> accept(std::array<std::uint64_t, 2> words,
+                                                     std::uint32_t available, const std::byte* linear);
+  [[nodiscard]] Result<std::optional<Packet>> next_in_pieces();
+  // Whether handing back the room from `old_position` on satisfies a producer that waits for `pending` bytes.
+  [[nodiscard]] bool wakes_producer(std::uint32_t old_position, std::uint32_t pending) const;
+
   RingMemory memory_;
   std::uint32_t read_position_ = 0;      // next packet
   std::uint32_t released_position_ = 0;  // shared read_index as we wrote it last
   std::uint32_t write_position_ = 0;     // shared write_index as seen and checked last
+  std::uint32_t linear_bytes_ = 0;       // between both, in one run of host memory from read_position_ on
   std::uint64_t packets_ = 0;
 };
+
+// Below: what runs for every packet or batch. Inlined always, so that results stay in registers.
+
+// Type and payload offset of an in-band packet without extension, as they stand in the descriptor's first
+// word.
+inline constexpr std::uint32_t kPlainInband = static_cast<std::uint32_t>(PacketType::kInband) |
+                                              static_cast<std::uint32_t>(sizeof(PacketDescriptor) / 8) << 16;
+
+// Bytes from a packet's begin to the next one's, by the first word of its descriptor.
+inline constexpr std::uint32_t packet_end(std::uint64_t descriptor_word) {
+  return static_cast<std::uint32_t>(descriptor_word >> 32 & 0xffff) * 8 + kTrailerSize;
+}
+
+[[gnu::always_inline]] inline Result<std::optional<Packet>> IncomingRing::next() {
+  if (linear_bytes_ < sizeof(PacketDescriptor)) {
+    if (read_position_ == write_position_) {
+      // acquire: pairs with the producer's store of write_index behind the packets that it covers
+      // (hv_ringbuffer_write; OutgoingRing::commit).
+      const std::uint32_t write_index = shared(&ControlPage::write_index).load(std::memory_order_acquire);
+      if (write_index == read_position_) return std::optional<Packet>();
+      if (!valid_index(write_index, size())) [[unlikely]] {
+        return fail(Errc::kRingCorrupt, "write_index is outside the ring or misaligned");
+      }
+      write_position_ = write_index;
+    }
+    linear_bytes_ =
+        memory_.linear_part(read_position_, ring_distance(read_position_, write_position_, size()));
+    if (linear_bytes_ < sizeof(PacketDescriptor)) [[unlikely]] {
+      return next_in_pieces();
+    }
+  }
+  const std::byte* const at = memory_.linear(read_position_);
+  const std::array<std::uint64_t, 2> words = {load_shared_word(at), load_shared_word(at + kPacketAlign)};
+  if (packet_end(words[0]) > linear_bytes_) [[unlikely]] {
+    return next_in_pieces();
+  }
+  return accept(words, linear_bytes_, at);
+}
+
+// Takes the packet at read_position_, if its descriptor is in order. `words` are a private copy of it.
+[[gnu::always_inline]] inline Result<std::optional<Packet>> IncomingRing::accept(
+    std::array<std::uint64_t, 2> words, std::uint32_t available, const std::byte* linear) {
+  const auto seen = std::bit_cast<PacketDescriptor>(words);
+  const std::uint32_t length = packet_end(words[0]) - kTrailerSize;
+  const std::uint32_t payload_offset = std::uint32_t{seen.data_offset8} * 8;
+  if (length + kTrailerSize > available) [[unlikely]] {
+    return fail(Errc::kBadPacket, "packet is longer than what was written");
+  }
+  // Most packets pass by the first compare: type and payload offset at once.
+  if (static_cast<std::uint32_t>(words[0]) != kPlainInband) {
+    const bool extended = seen.type == PacketType::kGpaDirect || seen.type == PacketType::kTransferPages;
+    if (!extended && seen.type != PacketType::kInband && seen.type != PacketType::kCompletion) [[unlikely]] {
+      return fail(Errc::kBadPacket, "packet type is unknown");
+    }
+    if (payload_offset < sizeof seen + (extended ? kPacketAlign : 0)) [[unlikely]] {
+      return fail(Errc::kBadPacket, "payload starts inside the packet's header");
+    }
+  }
+  if (payload_offset > length) [[unlikely]] {
+    return fail(Errc::kBadPacket, "payload starts outside the packet");
+  }
+  if ((words[0] >> 49) != 0) [[unlikely]] {
+    return fail(Errc::kBadPacket, "packet has unknown flags");
+  }
+  const Packet packet = {
+      .type = seen.type,
+      .completion_requested = seen.flags != 0,
+      .transaction_id = seen.transaction_id,
+      .position = read_position_,
+      .extension_size = payload_offset - static_cast<std::uint32_t>(sizeof seen),
+      .payload_size = length - payload_offset,
+      .linear = linear,
+  };
+  read_position_ = ring_advance(read_position_, length + kTrailerSize, size());
+  linear_bytes_ = available - length - kTrailerSize;
+  ++packets_;
+  return std::optional<Packet>(packet);
+}
+
+[[gnu::always_inline]] inline void IncomingRing::read_payload(const Packet& packet, std::uint32_t offset,
+                                                              std::span<std::byte> out) const {
+  VMBUSD_ASSERT(offset + out.size() <= packet.payload_size);
+  const std::uint32_t skip =
+      static_cast<std::uint32_t>(sizeof(PacketDescriptor)) + packet.extension_size + offset;
+  if (packet.linear != nullptr) [[likely]] {
+    copy_from_shared(out.data(), packet.linear + skip, out.size());
+  } else {
+    memory_.copy_out(packet.position + skip, out);
+  }
+}
+
+inline void IncomingRing::read_extension(const Packet& packet, std::uint32_t offset,
+                                         std::span<std::byte> out) const {
+  VMBUSD_ASSERT(offset + out.size() <= packet.extension_size);
+  const std::uint32_t skip = static_cast<std::uint32_t>(sizeof(PacketDescriptor)) + offset;
+  memory_.copy_out(packet.position + skip, out);
+}
+
+inline std::uint64_t IncomingRing::extension_word(const Packet& packet, std::uint32_t offset) const {
+  VMBUSD_ASSERT(offset < packet.extension_size && offset % kPacketAlign == 0);
+  const std::uint32_t skip = static_cast<std::uint32_t>(sizeof(PacketDescriptor)) + offset;
+  return memory_.load_word(packet.position + skip);
+}
+
+inline bool IncomingRing::release() {
+  if (released_position_ == read_position_) return false;
+  const std::uint32_t old_position = std::exchange(released_position_, read_position_);
+  // seq_cst exchange, twice needed. As a release: all reads of packet bytes are done before the producer may
+  // overwrite them (its acquire of read_index). As a full barrier: before the load of pending_send_size
+  // below, whose partner is a producer that stores pending_send_size, fences and loads read_index
+  // (hv_pkt_iter_close's counterpart in the sender; OutgoingRing::arm_space); and before the load of
+  // write_index in unmask().
+  shared(&ControlPage::read_index).exchange(read_position_, std::memory_order_seq_cst);
+  const std::uint32_t pending = shared(&ControlPage::pending_send_size).load(std::memory_order_seq_cst);
+  return pending != 0 && wakes_producer(old_position, pending);
+}
+
+inline void IncomingRing::mask() {
+  // Relaxed: a hint; a signal that comes nevertheless is harmless.
+  shared(&ControlPage::interrupt_mask).store(1, std::memory_order_relaxed);
+}
 
 }  // namespace vmbusd::ring

@@ -3,8 +3,10 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -23,7 +25,13 @@ namespace vmbusd::ring {
 // make_mirrored made it. All content is guest-controlled. One thread at a time per direction.
 class RingMemory {
  public:
-  // `size` bytes of data at `data`, a multiple of 4096.
+  // Twice the largest size must fit 32 bits, and the guest lends at most 1.25 GiB in all.
+  static constexpr std::uint32_t kMaxSize = 1u << 30;
+  // Mappings that all mirrored rings of the process may take together, so that guests which scatter their
+  // pages cannot use up what the process needs (vm.max_map_count is 65530 unless set).
+  static constexpr std::uint32_t kMaxMappings = 16384;
+
+  // `size` bytes of data at `data`, a multiple of 4096, at most kMaxSize.
   [[nodiscard]] static RingMemory plain(ControlPage* control, std::byte* data, std::uint32_t size);
   // `data` is mapped twice, 2 * size bytes. The caller owns the mapping.
   [[nodiscard]] static RingMemory mirrored(ControlPage* control, std::byte* data, std::uint32_t size);
@@ -37,7 +45,8 @@ class RingMemory {
     off_t offset;  // bytes, of the page in fd
   };
   // Maps the pages twice, back to back, in a reservation that the result owns. Errc::kOs where the kernel
-  // refuses (huge pages cannot be mapped by 4 KiB, too many maps): use plain() or segmented() then.
+  // refuses (huge pages cannot be mapped by 4 KiB), Errc::kLimit where it would take the process beyond
+  // kMaxMappings: use plain() or segmented() then.
   [[nodiscard]] static Result<RingMemory> make_mirrored(ControlPage* control,
                                                         std::span<const MappedPage> pages);
   // The best kind for these pages: mirrored, else plain where the host addresses are contiguous, else
@@ -54,19 +63,121 @@ class RingMemory {
   [[nodiscard]] std::uint32_t size() const { return size_; }
   [[nodiscard]] ControlPage* control() const { return control_; }  // guest-controlled
 
-  // Copies between private memory and the ring; `offset` < size(), `bytes.size()` <= size(); wraps.
+  // Below, an `offset` of size() or more, but less than 2 * size(), stands for the one that is size() less.
+
+  // Copies between private memory and the ring; `bytes.size()` <= size(); wraps. What copy_out() gave stays
+  // what it is: the compiler cannot go back to the ring for it.
   void copy_out(std::uint32_t offset, std::span<std::byte> bytes) const;
   void copy_in(std::uint32_t offset, std::span<const std::byte> bytes);
 
+  // One word, loaded once; `offset` is a multiple of 8, so that no word wraps by itself.
+  [[nodiscard]] std::uint64_t load_word(std::uint32_t offset) const;
+
+  // Where the `size` bytes at `offset` stand as one run of host memory; nullptr where they do not.
+  [[nodiscard]] std::byte* view(std::uint32_t offset, std::size_t size) const;  // guest-controlled
+  // How many of the `size` bytes at `offset` < size() stand at linear(offset) as one run; 0 where segmented.
+  [[nodiscard]] std::uint32_t linear_part(std::uint32_t offset, std::uint32_t size) const {
+    if (offset + size <= linear_limit_) [[likely]] {
+      return size;
+    }
+    return linear_limit_ == 0 ? 0 : linear_limit_ - offset;
+  }
+  [[nodiscard]] std::byte* linear(std::uint32_t offset) const {
+    return linear_ + offset;
+  }  // guest-controlled
+
  private:
+  // `offset` < size().
+  [[nodiscard]] std::byte* address(std::uint32_t offset) const {
+    return linear_ != nullptr ? linear_ + offset : pages_[offset / kPageSize] + offset % kPageSize;
+  }
+  [[nodiscard]] std::byte* view_in_page(std::uint32_t offset, std::size_t size) const;
+  [[nodiscard]] std::uint64_t load_wrapped_word(std::uint32_t offset) const;
+  // Calls copy(host address, place in the caller's bytes, size) for each contiguous piece of the range.
+  template <typename Copy>
+  void for_each_piece(std::uint32_t offset, std::size_t size, Copy copy) const;
+  void copy_out_pieces(std::uint32_t offset, std::span<std::byte> bytes) const;
+  void copy_in_pieces(std::uint32_t offset, std::span<const std::byte> bytes);
+  void unmap();
+
   ControlPage* control_ = nullptr;
   std::byte* linear_ = nullptr;  // plain and mirrored
   std::uint32_t size_ = 0;
-  std::uint32_t linear_limit_ =
-      0;  // accesses that end at or before this take one copy: size_ or 2 * size_; 0: segmented
+  // Accesses that end at or before this take one copy: size_ (plain), 2 * size_ (mirrored), 0 (segmented).
+  std::uint32_t linear_limit_ = 0;
   std::vector<std::byte*> pages_;  // segmented
-  std::byte* owned_ = nullptr;     // make_mirrored's reservation
-  std::size_t owned_size_ = 0;
+  std::byte* owned_ = nullptr;     // make_mirrored's reservation, 2 * size_ bytes
+  std::uint32_t mappings_ = 0;     // in owned_, counted against kMaxMappings
 };
+
+// The guest may change `from` at any time. The barrier makes the compiler take what was copied for unknown
+// from here on: it can neither drop the copy and load again from the ring nor load twice.
+inline void copy_from_shared(std::byte* to, const std::byte* from, std::size_t size) {
+  std::memcpy(to, from, size);
+  asm volatile("" : : "r"(to) : "memory");
+}
+
+// Relaxed: the index that told of the word's packet orders the access.
+inline std::uint64_t load_shared_word(const std::byte* from) {
+  return std::atomic_ref<const std::uint64_t>(*reinterpret_cast<const std::uint64_t*>(from))
+      .load(std::memory_order_relaxed);
+}
+
+inline std::byte* RingMemory::view(std::uint32_t offset, std::size_t size) const {
+  if (offset + size <= linear_limit_) [[likely]] {
+    return linear_ + offset;
+  }
+  return view_in_page(offset, size);
+}
+
+inline void RingMemory::copy_out(std::uint32_t offset, std::span<std::byte> bytes) const {
+  if (offset + bytes.size() <= linear_limit_) [[likely]] {
+    copy_from_shared(bytes.data(), linear_ + offset, bytes.size());
+  } else {
+    copy_out_pieces(offset, bytes);
+  }
+}
+
+inline void RingMemory::copy_in(std::uint32_t offset, std::span<const std::byte> bytes) {
+  if (offset + bytes.size() <= linear_limit_) [[likely]] {
+    std::memcpy(linear_ + offset, bytes.data(), bytes.size());
+  } else {
+    copy_in_pieces(offset, bytes);
+  }
+}
+
+inline std::uint64_t RingMemory::load_word(std::uint32_t offset) const {
+  if (offset + sizeof(std::uint64_t) <= linear_limit_) [[likely]] {
+    return load_shared_word(linear_ + offset);
+  }
+  return load_wrapped_word(offset);
+}
+
+// What a shared index may hold. [linux: hv_ringbuffer_write keeps both 8-aligned and below ring_datasize]
+[[nodiscard]] inline constexpr bool valid_index(std::uint32_t index, std::uint32_t ring_size) {
+  return index < ring_size && index % kPacketAlign == 0;
+}
+
+// Bytes from `from` on to `to` in a ring; both valid indices.
+[[nodiscard]] inline constexpr std::uint32_t ring_distance(std::uint32_t from, std::uint32_t to,
+                                                           std::uint32_t ring_size) {
+  return to >= from ? to - from : to + ring_size - from;
+}
+
+// `position` + `bytes` with one wrap; `position` < `ring_size`, `bytes` <= `ring_size`. Sizes of rings are
+// no powers of two, so this compares.
+[[nodiscard]] inline constexpr std::uint32_t ring_advance(std::uint32_t position, std::uint32_t bytes,
+                                                          std::uint32_t ring_size) {
+  const std::uint32_t next = position + bytes;
+  if (next >= ring_size) [[unlikely]] {
+    return next - ring_size;
+  }
+  return next;
+}
+
+// Room for packets when `readable` bytes are used: 8 bytes stay free, so that full differs from empty.
+[[nodiscard]] inline constexpr std::uint32_t ring_free(std::uint32_t readable, std::uint32_t ring_size) {
+  return ring_size - readable - kPacketAlign;
+}
 
 }  // namespace vmbusd::ring

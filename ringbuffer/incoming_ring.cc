@@ -1,0 +1,72 @@
+#include "ringbuffer/incoming_ring.h"
+
+#include <algorithm>
+
+namespace vmbusd::ring {
+
+Result<void> IncomingRing::attach() {
+  // acquire: what the producer wrote before it opened the channel, or before we were restarted.
+  const std::uint32_t write_index = shared(&ControlPage::write_index).load(std::memory_order_acquire);
+  const std::uint32_t read_index = shared(&ControlPage::read_index).load(std::memory_order_relaxed);
+  if (!valid_index(write_index, size()) || !valid_index(read_index, size())) {
+    return fail(Errc::kRingCorrupt, "ring indices are outside the ring or misaligned");
+  }
+  read_position_ = read_index;
+  released_position_ = read_index;
+  write_position_ = write_index;
+  linear_bytes_ = 0;
+  mask();
+  return {};
+}
+
+// For a packet that wraps, or lies in segmented memory, or is malformed.
+Result<std::optional<Packet>> IncomingRing::next_in_pieces() {
+  const std::array<std::uint64_t, 2> words = {memory_.load_word(read_position_),
+                                              memory_.load_word(read_position_ + kPacketAlign)};
+  Result<std::optional<Packet>> packet =
+      accept(words, ring_distance(read_position_, write_position_, size()), nullptr);
+  linear_bytes_ = 0;  // next() measures the run that follows
+  return packet;
+}
+
+bool IncomingRing::wakes_producer(std::uint32_t old_position, std::uint32_t pending) const {
+  // Some producers ask for ring_size - 1, which never comes free. [openvmm: vmbus_ring, pending_send_size]
+  const std::uint32_t wanted = std::min(pending, size() - 1) & ~(kPacketAlign - 1);
+  // seq_cst (an acquire would do): behind the load of pending_send_size, so that this is the write_index that
+  // the producer had when it asked, or a later one.
+  const std::uint32_t write_index = shared(&ControlPage::write_index).load(std::memory_order_seq_cst);
+  // Without a trustworthy index a signal too many is the safe answer; next() reports the index.
+  if (!valid_index(write_index, size())) return true;
+  // Always where the ring is empty: nothing more will be read, so no later release could make up for a
+  // producer that evaluates the threshold in another way.
+  if (write_index == read_position_) return true;
+  const std::uint32_t old_free = ring_free(ring_distance(old_position, write_index, size()), size());
+  const std::uint32_t new_free = ring_free(ring_distance(read_position_, write_index, size()), size());
+  return old_free < wanted && new_free >= wanted;
+}
+
+bool IncomingRing::unmask() {
+  VMBUSD_ASSERT(released_position_ == read_position_);
+  // seq_cst exchange, a full barrier between the store of interrupt_mask and the load of write_index. Its
+  // partner is the producer's store of write_index, full barrier, load of interrupt_mask
+  // (hv_signal_on_write; OutgoingRing::commit): one of both sees the other's store. For a producer that saw
+  // the mask clear all the time, release()'s barrier does the same with read_index.
+  shared(&ControlPage::interrupt_mask).exchange(0, std::memory_order_seq_cst);
+  const std::uint32_t write_index = shared(&ControlPage::write_index).load(std::memory_order_seq_cst);
+  if (write_index == read_position_) return true;
+  mask();  // packets, or a corrupt index that next() reports
+  return false;
+}
+
+Result<std::uint32_t> IncomingRing::readable() {
+  // acquire: as in next(), which reads the packets without loading the index again.
+  const std::uint32_t write_index = shared(&ControlPage::write_index).load(std::memory_order_acquire);
+  if (!valid_index(write_index, size())) {
+    return fail(Errc::kRingCorrupt, "write_index is outside the ring or misaligned");
+  }
+  write_position_ = write_index;
+  linear_bytes_ = 0;
+  return ring_distance(read_position_, write_index, size());
+}
+
+}  // namespace vmbusd::ring
