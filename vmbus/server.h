@@ -53,6 +53,9 @@ struct OpenRequest {
       0;                         // of the incoming ring, its control page included; >= 2, and >= 2 are left
   std::uint32_t target_vp = 0;   // < VP count, or kNoInterruptVp
   std::uint32_t event_flag = 0;  // to set in the target VP's event flags
+  // GPA of a page in guest memory, for connections below 2.4 only, else 0: such guests take an interrupt as
+  // bit `event_flag` of this page's first half, followed by event flag 0. [reference: vmbus 8]
+  std::uint64_t interrupt_page = 0;
   std::uint32_t connection_id = 0;  // that the guest signals
   std::array<std::uint8_t, 120> user_data{};
 };
@@ -73,7 +76,8 @@ class ServerEvents {
   // Comes once for each open_channel that succeeded or is still unanswered; an unanswered open is answered by
   // close_done() alone.
   virtual void close_channel(Relid relid) = 0;
-  // Interrupts go to another VP (or none); answer with Server::retarget_done().
+  // Interrupts go to another VP (or none); answer with Server::retarget_done(). One at a time per channel; a
+  // close_channel that comes first is answered by close_done() alone.
   virtual void retarget_channel(Relid relid, std::uint32_t vp) = 0;
   // The guest takes a GPADL back that is not an open channel's ring; answer with Server::gpadl_released()
   // when the device does not touch it any more. Comes after close_channel was answered where the channel
@@ -113,8 +117,9 @@ class Server {
   void guest_message(std::uint32_t connection_id, std::span<const std::byte> message);
 
   // Adds an offer; a connected guest is told at once, others when they ask. The relid stays the same until
-  // offer_gone(). Errc::kLimit where all relids are in use; Errc::kWrongState where the same (type, instance,
-  // index) is offered already.
+  // offer_gone(). Guests number devices in the order of these calls. Errc::kLimit where all relids are in
+  // use; Errc::kWrongState where the same (type, instance, index) is offered already, or for a sub-channel
+  // whose primary is not open. Sub-channels live as long as the primary stays open: its closing revokes them.
   [[nodiscard]] Result<Relid> offer(const Offer& offer);
   // Takes an offer back: the channel is closed, the guest told; offer_gone() follows.
   void rescind(Relid relid);
