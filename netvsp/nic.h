@@ -1,0 +1,89 @@
+// The synthetic NIC as the daemon configures and watches it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/fd.h"
+#include "base/guid.h"
+#include "base/result.h"
+#include "devices/device.h"
+#include "netvsp/mac_address.h"
+
+namespace vmbusd::netvsp {
+
+inline constexpr std::uint32_t kMtuMin = 68;
+inline constexpr std::uint32_t kMtuMax = 9216;
+inline constexpr std::uint32_t kMtuDefault = 1500;
+inline constexpr std::uint32_t kMaxQueues = 64;  // Linux uses no more [linux: VRSS_CHANNEL_MAX]
+
+struct NicConfig {
+  enum class Backend : std::uint8_t {
+    kTap,       // `fds`: /dev/net/tun descriptors of one TAP, a queue each
+    kStream,    // `fds`: one connected SOCK_STREAM socket in QEMU's framing (passt)
+    kNull,      // transmits into the void; may invent what it receives
+    kLoopback,  // receives what it transmits
+  };
+
+  std::string partition;          // for logs and identities
+  std::string name;               // unique in the partition, for example "nic0"
+  std::optional<Guid> instance;   // empty: made from partition and name, the same at every start
+  std::optional<MacAddress> mac;  // empty: made from partition and name, the same at every start
+  // The largest IP packet that the guest may configure, and what it is told; kMtuMin..kMtuMax.
+  std::uint32_t mtu = kMtuDefault;
+  Backend backend = Backend::kNull;
+  // kTap: opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, with more than one also IFF_MULTI_QUEUE, and
+  // TUNSETVNETHDRSZ 10. May be empty for kTap and kStream: the link is down until replace_backend().
+  std::vector<UniqueFd> fds;
+  std::uint32_t queues = 1;  // channels that a guest may have, 1..kMaxQueues; kStream: 1; kTap: at most fds
+  bool check_source_mac = false;  // drop frames whose source is not the NIC's address, and let that be fixed
+  std::uint32_t link_speed_mbps = 10'000;  // what the guest is told
+  std::string friendly_name;               // what Linux shows as ifalias; empty: none
+  // kNull only: bytes of the frames that it invents as fast as they are taken (60..mtu + 14); 0: none.
+  std::uint32_t null_receive_bytes = 0;
+};
+
+// Of one queue, since the NIC was made.
+struct QueueCounters {
+  std::uint64_t tx_packets = 0;  // a large send counts once
+  std::uint64_t tx_bytes = 0;
+  std::uint64_t tx_dropped = 0;   // could not be sent: back end down, or stuck while the guest starves
+  std::uint64_t tx_rejected = 0;  // malformed, too long or with a foreign source address
+  std::uint64_t rx_packets = 0;   // a coalesced packet counts once
+  std::uint64_t rx_bytes = 0;
+  std::uint64_t rx_dropped = 0;           // too long for the guest, or no room when it had to be split
+  std::uint64_t rx_filtered = 0;          // not wanted by the guest's packet filter
+  std::uint64_t tx_completions = 0;       // packets of the ring, each with one frame or more
+  std::uint64_t rx_transfer_packets = 0;  // packets of the ring, each with one frame or more
+};
+
+struct NicStatus {
+  bool link_up = false;
+  std::string link_reason;          // why it is down; empty where it is up
+  MacAddress mac;                   // as of now: a guest may change it
+  std::uint32_t mtu = 0;            // as the open guest driver has it
+  std::uint32_t nvsp_version = 0;   // 0: not open
+  std::uint32_t packet_filter = 0;  // kFilter*
+  std::uint32_t channels = 0;       // open ones
+  std::vector<QueueCounters> queues;
+};
+
+// A NIC of one partition. Device's methods: control thread. Those below: any thread.
+class Nic : public devices::Device {
+ public:
+  // The operator's link state; the guest sees the link up where the back end is up too.
+  virtual void set_link(bool up) = 0;
+  // Another descriptor (set) for a TAP that was removed or a peer that went away, in the form that
+  // NicConfig::fds has. Link up follows. Errc::kConfig: the wrong number or kind.
+  [[nodiscard]] virtual Result<void> replace_backend(std::vector<UniqueFd> fds) = 0;
+  [[nodiscard]] virtual NicStatus status() const = 0;
+};
+
+// Errc::kConfig: a value out of range or at odds with the descriptors; Errc::kOs: a descriptor is not what
+// the back end needs. Error::text tells what.
+[[nodiscard]] Result<std::unique_ptr<Nic>> make_nic(NicConfig config);
+
+}  // namespace vmbusd::netvsp
