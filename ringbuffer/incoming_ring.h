@@ -69,7 +69,6 @@ class IncomingRing {
 
   [[nodiscard]] std::uint32_t size() const { return memory_.size(); }
   [[nodiscard]] std::uint32_t read_position() const { return read_position_; }
-  [[nodiscard]] std::uint64_t packets() const { return packets_; }
 
  private:
   [[nodiscard]] std::atomic_ref<std::uint32_t> shared(std::uint32_t ControlPage::*field) const {
@@ -85,8 +84,7 @@ class IncomingRing {
   std::uint32_t read_position_ = 0;      // next packet
   std::uint32_t released_position_ = 0;  // shared read_index as we wrote it last
   std::uint32_t write_position_ = 0;     // shared write_index as seen and checked last
-  std::uint32_t linear_bytes_ = 0;       // between both, in one run of host memory from read_position_ on
-  std::uint64_t packets_ = 0;
+  std::uint32_t linear_bytes_ = 0;       // ring_run() between both; 0: unknown, or segmented
 };
 
 // Below: what runs for every packet or batch. Inlined always, so that results stay in registers.
@@ -113,8 +111,7 @@ inline constexpr std::uint32_t packet_end(std::uint64_t descriptor_word) {
       }
       write_position_ = write_index;
     }
-    linear_bytes_ =
-        memory_.linear_part(read_position_, ring_distance(read_position_, write_position_, size()));
+    linear_bytes_ = memory_.is_linear() ? ring_run(read_position_, write_position_, size()) : 0;
     if (linear_bytes_ < sizeof(PacketDescriptor)) [[unlikely]] {
       return next_in_pieces();
     }
@@ -132,16 +129,17 @@ inline constexpr std::uint32_t packet_end(std::uint64_t descriptor_word) {
     std::array<std::uint64_t, 2> words, std::uint32_t available, const std::byte* linear) {
   const auto seen = std::bit_cast<PacketDescriptor>(words);
   const std::uint32_t length = packet_end(words[0]) - kTrailerSize;
-  const std::uint32_t payload_offset = std::uint32_t{seen.data_offset8} * 8;
   if (length + kTrailerSize > available) [[unlikely]] {
     return fail(Errc::kBadPacket, "packet is longer than what was written");
   }
+  std::uint32_t payload_offset = sizeof seen;
   // Most packets pass by the first compare: type and payload offset at once.
-  if (static_cast<std::uint32_t>(words[0]) != kPlainInband) {
+  if (static_cast<std::uint32_t>(words[0]) != kPlainInband) [[unlikely]] {
     const bool extended = seen.type == PacketType::kGpaDirect || seen.type == PacketType::kTransferPages;
     if (!extended && seen.type != PacketType::kInband && seen.type != PacketType::kCompletion) [[unlikely]] {
       return fail(Errc::kBadPacket, "packet type is unknown");
     }
+    payload_offset = std::uint32_t{seen.data_offset8} * 8;
     if (payload_offset < sizeof seen + (extended ? kPacketAlign : 0)) [[unlikely]] {
       return fail(Errc::kBadPacket, "payload starts inside the packet's header");
     }
@@ -161,9 +159,8 @@ inline constexpr std::uint32_t packet_end(std::uint64_t descriptor_word) {
       .payload_size = length - payload_offset,
       .linear = linear,
   };
-  read_position_ = ring_advance(read_position_, length + kTrailerSize, size());
+  read_position_ += length + kTrailerSize;
   linear_bytes_ = available - length - kTrailerSize;
-  ++packets_;
   return std::optional<Packet>(packet);
 }
 

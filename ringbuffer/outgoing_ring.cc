@@ -47,8 +47,8 @@ Result<bool> OutgoingRing::write_in_pieces(PacketDescriptor descriptor, PacketTo
     place_in_pieces(descriptor, packet);
   }
   write_position_ = ring_advance(write_position_, needed, size());
-  ++packets_;
-  linear_room_ = memory_.linear_part(write_position_, free_bytes());
+  const std::uint32_t free_end = ring_advance(write_position_, free_bytes(), size());
+  linear_room_ = memory_.is_linear() ? ring_run(write_position_, free_end, size()) : 0;
   return true;
 }
 

@@ -67,7 +67,6 @@ class OutgoingRing {
 
   [[nodiscard]] std::uint32_t size() const { return memory_.size(); }
   [[nodiscard]] std::uint32_t write_position() const { return write_position_; }
-  [[nodiscard]] std::uint64_t packets() const { return packets_; }
 
  private:
   [[nodiscard]] std::atomic_ref<std::uint32_t> shared(std::uint32_t ControlPage::*field) const {
@@ -87,10 +86,9 @@ class OutgoingRing {
   std::uint32_t write_position_ = 0;      // next packet
   std::uint32_t published_position_ = 0;  // shared write_index as we wrote it last
   std::uint32_t read_position_ = 0;       // shared read_index as seen and checked last
-  std::uint32_t linear_room_ = 0;  // free bytes in one run of host memory from write_position_ on, or less
+  std::uint32_t linear_room_ = 0;  // free bytes from write_position_ on, as ring_run(), or less; 0: segmented
   bool space_armed_ = false;
   bool signal_due_ = false;  // arm_space() published packets into an empty ring: commit() is to say so
-  std::uint64_t packets_ = 0;
 };
 
 // Below: what runs for every packet or batch. write() is inlined always: what the caller knows of a packet
@@ -117,9 +115,8 @@ class OutgoingRing {
   }
   place_linear(memory_.linear(write_position_), descriptor, packet, write_position_);
   const auto needed = static_cast<std::uint32_t>(length + kTrailerSize);
-  write_position_ = ring_advance(write_position_, needed, size());
+  write_position_ += needed;
   linear_room_ -= needed;
-  ++packets_;
   return true;
 }
 

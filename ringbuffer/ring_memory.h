@@ -25,8 +25,8 @@ namespace vmbusd::ring {
 // make_mirrored made it. All content is guest-controlled. One thread at a time per direction.
 class RingMemory {
  public:
-  // Twice the largest size must fit 32 bits, and the guest lends at most 1.25 GiB in all.
-  static constexpr std::uint32_t kMaxSize = 1u << 30;
+  // So that twice a ring's size fits 32 bits. A guest lends less than this in all (vmbus::ServerLimits).
+  static constexpr std::uint32_t kMaxSize = 0x7ffff000;
   // Mappings that all mirrored rings of the process may take together, so that guests which scatter their
   // pages cannot use up what the process needs (vm.max_map_count is 65530 unless set).
   static constexpr std::uint32_t kMaxMappings = 16384;
@@ -75,13 +75,8 @@ class RingMemory {
 
   // Where the `size` bytes at `offset` stand as one run of host memory; nullptr where they do not.
   [[nodiscard]] std::byte* view(std::uint32_t offset, std::size_t size) const;  // guest-controlled
-  // How many of the `size` bytes at `offset` < size() stand at linear(offset) as one run; 0 where segmented.
-  [[nodiscard]] std::uint32_t linear_part(std::uint32_t offset, std::uint32_t size) const {
-    if (offset + size <= linear_limit_) [[likely]] {
-      return size;
-    }
-    return linear_limit_ == 0 ? 0 : linear_limit_ - offset;
-  }
+  // Where the data stands as one run at linear(0); false: segmented.
+  [[nodiscard]] bool is_linear() const { return linear_ != nullptr; }
   [[nodiscard]] std::byte* linear(std::uint32_t offset) const {
     return linear_ + offset;
   }  // guest-controlled
@@ -169,10 +164,14 @@ inline std::uint64_t RingMemory::load_word(std::uint32_t offset) const {
 [[nodiscard]] inline constexpr std::uint32_t ring_advance(std::uint32_t position, std::uint32_t bytes,
                                                           std::uint32_t ring_size) {
   const std::uint32_t next = position + bytes;
-  if (next >= ring_size) [[unlikely]] {
-    return next - ring_size;
-  }
-  return next;
+  return next >= ring_size ? next - ring_size : next;
+}
+
+// Of the bytes from `from` on to `to`, how many come before the ring's end, its last word not among them: a
+// packet inside them ends at an index that needs no wrap.
+[[nodiscard]] inline constexpr std::uint32_t ring_run(std::uint32_t from, std::uint32_t to,
+                                                      std::uint32_t ring_size) {
+  return (to >= from ? to : ring_size - kPacketAlign) - from;
 }
 
 // Room for packets when `readable` bytes are used: 8 bytes stay free, so that full differs from empty.
