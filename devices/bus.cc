@@ -178,6 +178,11 @@ Result<std::unique_ptr<Channel>> Bus::make_channel(vmbus::Relid relid, const vmb
   config.sub_channel_index = offered.sub_channel_index;
   config.target_vp = request.target_vp;
   config.event_flag = request.event_flag;
+  if (request.interrupt_page != 0) {
+    config.interrupt_page = reinterpret_cast<std::uint32_t*>(
+        partition.memory().translate_writable(request.interrupt_page, partition::kPageSize));
+    if (config.interrupt_page == nullptr) return fail(Errc::kBadGpadl, "interrupt page is not in guest memory");
+  }
   return std::make_unique<Channel>(std::move(config), partition, worker, std::move(rings.incoming),
                                    std::move(rings.outgoing), std::move(handler), std::move(doorbell));
 }

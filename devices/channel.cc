@@ -129,7 +129,14 @@ void Channel::fail(const Error& error) {
 
 void Channel::signal_guest() {
   if (config_.target_vp == vmbus::kNoInterruptVp) return;
-  const std::optional<int> eventfd = partition_.set_event_flag(config_.target_vp, config_.event_flag);
+  std::uint32_t flag = config_.event_flag;
+  if (config_.interrupt_page != nullptr) {
+    // The bit says which channel, event flag 0 that there is one. [linux: vmbus_chan_sched before 2.4]
+    std::atomic_ref<std::uint32_t>(config_.interrupt_page[flag / 32])
+        .fetch_or(1u << (flag % 32), std::memory_order_seq_cst);
+    flag = 0;
+  }
+  const std::optional<int> eventfd = partition_.set_event_flag(config_.target_vp, flag);
   if (eventfd) {
     worker_.signal(*eventfd);
     stats_.interrupts.fetch_add(1, std::memory_order_relaxed);

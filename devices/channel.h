@@ -66,6 +66,8 @@ class Channel final : public io::Pollable {
     std::uint32_t sub_channel_index = 0;
     std::uint32_t target_vp = 0;  // checked, or vmbus::kNoInterruptVp
     std::uint32_t event_flag = 0;
+    // First half of the guest's interrupt page, for VMBus versions before 2.4, else nullptr; guest-controlled.
+    std::uint32_t* interrupt_page = nullptr;
   };
 
   // Packets that one service() may take before the worker turns to others.
