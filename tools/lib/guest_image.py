@@ -16,7 +16,8 @@ MODULES = (
     "crc32c_generic", "loop", "af_packet",
 )  # fmt: skip
 # Modules that only some kernels have as modules of their own, or at all.
-OPTIONAL_MODULES = ("crc32c-intel", "pci-hyperv", "hv_sock", "ptp", "vsock", "virtio_blk", "virtio_pci")
+OPTIONAL_MODULES = ("crc32c-intel", "pci-hyperv", "hv_sock", "ptp", "vsock", "virtio_pci",
+                    "virtio_blk", "virtio_scsi", "virtio_net")  # fmt: skip
 
 PROGRAMS = ("mkfs.ext4", "fsck.ext4", "debugfs", "sfdisk", "blockdev", "sg_inq", "sg_vpd", "sg_raw", "sg_unmap", "sg_reset",
             "sg_luns", "ethtool", "iperf3", "ip", "tc", "taskset")  # fmt: skip

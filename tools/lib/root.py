@@ -101,12 +101,13 @@ def prepare():
     return of_kernel, _image(of_kernel), _emulator()
 
 
-def run_emulated(command, results, timeout_s, memory="6G", terminal=False, output=None):
+def run_emulated(command, results, silence_s=300, memory="6G", terminal=False, output=None):
     """Runs a command in an emulated root partition and returns its exit status.
 
     `results` is a folder of this machine that the command sees as RESULTS; the partition's own console goes to
     root-console.log in it. Output goes to `output`, a function called with each line, or to this program's own. With
-    `terminal` the command talks to this terminal. Raises RootError where the partition dies or the time is over.
+    `terminal` the command talks to this terminal. Raises RootError where the partition dies, or prints no line
+    for `silence_s` seconds.
     """
     of_kernel, image, emulator = prepare()
     results = pathlib.Path(results).absolute()
@@ -142,7 +143,7 @@ def run_emulated(command, results, timeout_s, memory="6G", terminal=False, outpu
             *("-chardev", "stdio,id=out,signal=off" if terminal else "file,id=out,path=/dev/fd/1", "-device"),
             "virtconsole,chardev=out" if terminal else "virtserialport,chardev=out,name=out",
         ]
-        status = _supervise(arguments, timeout_s, terminal, output)
+        status = _supervise(arguments, silence_s, terminal, output or print_line)
 
     if (results / "status").exists():
         return int((results / "status").read_text())
@@ -150,8 +151,12 @@ def run_emulated(command, results, timeout_s, memory="6G", terminal=False, outpu
     raise RootError("\n".join([f"the emulated root partition ended without a result ({status}); its console:", *tail]))
 
 
-def _supervise(arguments, timeout_s, terminal, output):
-    """Runs QEMU to its end or the time-out; says in words how it ended."""
+def print_line(line):
+    print(line, flush=True)
+
+
+def _supervise(arguments, silence_s, terminal, output):
+    """Runs QEMU to its end, or until it says nothing for too long; tells in words how it ended."""
     if terminal:
         saved = subprocess.run(["stty", "-g"], stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
         try:
@@ -160,24 +165,26 @@ def _supervise(arguments, timeout_s, terminal, output):
             if saved:
                 subprocess.run(["stty", saved], check=False)
     with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace") as process:
-        over = threading.Event()
+        heard = [time.monotonic()]
+        silent = threading.Event()
 
-        def end():
-            over.set()
-            process.kill()
+        def watch():
+            while process.poll() is None:
+                if time.monotonic() > heard[0] + silence_s:
+                    silent.set()
+                    process.kill()
+                time.sleep(1)
 
-        watchdog = threading.Timer(timeout_s, end)
-        watchdog.start()
+        threading.Thread(target=watch, daemon=True).start()
         try:
             for line in process.stdout:
-                line = line.rstrip("\r\n")
-                output(line) if output else print(line, flush=True)
+                heard[0] = time.monotonic()
+                output(line.rstrip("\r\n"))
             process.wait()
         finally:
-            watchdog.cancel()
             if process.poll() is None:
                 process.kill()
-        return f"ended by the watchdog after {timeout_s} s" if over.is_set() else f"exit status {process.returncode}"
+        return f"ended by the watchdog after {silence_s} s of silence" if silent.is_set() else f"exit status {process.returncode}"
 
 
 def main():
@@ -189,7 +196,7 @@ def main():
     command = sys.argv[2 if terminal else 1 :]
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vmbusd-results-", dir="/var/tmp") as results:
-        status = run_emulated(command, results, timeout_s=100, terminal=terminal)
+        status = run_emulated(command, results, terminal=terminal)
         print(f"exit status {status} after {time.monotonic() - start:.1f} s", file=sys.stderr)
     return status
 

@@ -1,69 +1,126 @@
 """The command tools/test."""
 
 import argparse
+import shutil
 import sys
 import time
 
 import build
+import fetch
+import kernel
+import run
+import scenarios
+
+# The second kernel of the guests: Debian 13's.
+SECOND_KERNEL = ("trixie", "linux-image-cloud-amd64")
 
 
 def parse_arguments():
+    groups = "\n".join(
+        [
+            "groups of tests:",
+            "  unit   meson's unit tests, the quick part",
+            "  asan   the same under the address and undefined behaviour sanitizers",
+            "  tsan   the same under the thread sanitizer",
+            "  guest  stock Debian guests on vmbusd, in an emulated root partition where KVM lacks the Hyper-V SynIC:",
+            *(f"    guest/{name}: {function.__doc__.splitlines()[0]}" for name, function in scenarios.SCENARIOS.items()),
+        ]
+    )
     parser = argparse.ArgumentParser(
         prog="tools/test",
-        description="Builds vmbusd and runs its tests. The last line tells how many passed and failed.",
-        epilog="NAME is a test (unit/base), a group (unit: the quick part; asan, tsan: the same under sanitizers), or the "
-        "beginning of names. Without a NAME everything runs. "
-        "VMBUSD_BUILD_DIR names a build folder other than build/.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Builds vmbusd and runs its tests. The last line counts those that passed and failed.",
+        epilog=f"{groups}\n\nVMBUSD_BUILD_DIR names a build folder other than build/, VMBUSD_CACHE a folder for downloads\n"
+        "other than ~/.cache/vmbusd.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a test, a group, or the beginning of names; none means all")
     parser.add_argument("--list", action="store_true", help="print the tests' names, run nothing")
+    parser.add_argument("--emulated", action="store_true", help="use the emulated root partition even where KVM would do")
+    parser.add_argument("--keep", metavar="DIR", help="keep the guests' logs there")
     return parser.parse_args()
 
 
 def wanted(name, patterns):
-    """A pattern is a whole name, a group or a beginning; no pattern wants all."""
-    return not patterns or any(name == p or name.startswith(p) for p in patterns)
+    """Whether the patterns, beginnings of names, want a test; none wants all."""
+    return not patterns or any(name.startswith(pattern) for pattern in patterns)
 
 
-def report(outcome):
-    reason = f": {outcome.reason}" if outcome.reason else ""
-    print(f"{outcome.result:8} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
+def group_wanted(group, patterns):
+    return not patterns or any(pattern.split("/")[0] and group.startswith(pattern.split("/")[0]) for pattern in patterns)
 
 
-def run_variant(variant, patterns):
-    if not any(p.startswith(variant.suite) for p in patterns) and patterns:
-        return []
+def run_variant(variant, patterns, report):
+    if not group_wanted(variant.suite, patterns):
+        return
     print(f"building {build.folder(variant)}", flush=True)
     start = time.monotonic()
     if not build.compile_all(variant):
-        return [build.Outcome(f"{variant.suite}/build", "failed", time.monotonic() - start, "does not build")]
+        report(build.Outcome(f"{variant.suite}/build", "failed", time.monotonic() - start, "does not build"))
+        return
     names = [n for n in build.unit_names(variant) if wanted(f"{variant.suite}/{n}", patterns)]
-    return build.run_units(variant, names) if names else []
+    if names:
+        for outcome in build.run_units(variant, names):
+            report(outcome)
+
+
+def run_guests(arguments, report):
+    names = [name for name in scenarios.SCENARIOS if wanted(f"guest/{name}", arguments.names)]
+    if not names:
+        return
+    if not build.compile_all():
+        for name in names:
+            report(build.Outcome(f"guest/{name}", "failed", 0.0, "vmbusd does not build"))
+        return
+    mode, why = run.mode(arguments.emulated)
+    run.explain_mode(mode, why)
+    results = run.keep_folder(arguments.keep)
+    deaths = 0
+    failures = 0
+
+    def heard(outcome):
+        nonlocal deaths, failures
+        deaths += outcome["deaths"]
+        failures += outcome["result"] == "failed"
+        report(build.Outcome(f"guest/{outcome['name']}", outcome["result"], outcome["seconds"], outcome["reason"]))
+
+    plan = {**run.base_plan(), "scenarios": names, "runtime": 1}
+    if "second-kernel" in names:
+        plan["second"] = run.guest_of(kernel.from_suite(*SECOND_KERNEL))
+    run.outcomes(plan, results, mode == "emulated", heard)
+    if deaths:
+        print(f"guest kernels that died: {deaths}")
+    if failures or arguments.keep:
+        print(f"logs: {results}")
+    else:
+        shutil.rmtree(results, ignore_errors=True)
 
 
 def main():
     arguments = parse_arguments()
     if not build.configure():
-        print("tools/test: meson cannot configure the build", file=sys.stderr)
-        return 1
+        return run.fail("tools/test: meson cannot configure the build")
     if arguments.list:
         units = build.unit_names()
-        for variant in build.VARIANTS:
-            for name in units:
-                if wanted(f"{variant.suite}/{name}", arguments.names):
-                    print(f"{variant.suite}/{name}")
+        names = [f"{variant.suite}/{name}" for variant in build.VARIANTS for name in units]
+        names += [f"guest/{name}" for name in scenarios.SCENARIOS]
+        print("\n".join(name for name in names if wanted(name, arguments.names)))
         return 0
 
-    outcomes = []
-    for variant in build.VARIANTS:
-        for outcome in run_variant(variant, arguments.names):
-            report(outcome)
-            outcomes.append(outcome)
+    count = {"passed": 0, "failed": 0, "skipped": 0}
 
-    count = {word: sum(o.result == word for o in outcomes) for word in ("passed", "failed", "skipped")}
-    if not outcomes:
-        print(f"tools/test: no test is called {' '.join(arguments.names)}; see tools/test --list", file=sys.stderr)
-        return 2
+    def report(outcome):
+        count[outcome.result] += 1
+        reason = f": {outcome.reason}" if outcome.reason else ""
+        print(f"{outcome.result:8} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
+
+    for variant in build.VARIANTS:
+        run_variant(variant, arguments.names, report)
+    try:
+        run_guests(arguments, report)
+    except fetch.FetchError as problem:
+        report(build.Outcome("guest/set-up", "failed", 0.0, str(problem)))
+    if not any(count.values()):
+        return run.fail(f"tools/test: no test is called {' '.join(arguments.names)}; see tools/test --list")
     tail = f", {count['skipped']} skipped" if count["skipped"] else ""
     print(f"{count['passed']} passed, {count['failed']} failed{tail}")
     return 1 if count["failed"] else 0

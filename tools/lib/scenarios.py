@@ -1,0 +1,245 @@
+"""What guests must show, one function a scenario. Runs in a root partition: scenarios.py PLAN.json.
+
+The plan names the programs, the guest's kernel and image, the folders and the scenarios; run.py writes it. Each outcome
+goes to the results at once, so that what was done is known even where the root partition dies.
+"""
+
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+import time
+import traceback
+
+from host import Disk, Failure, Session, check, run
+
+FIO_FIELD = {"read": (6, 7, 17), "write": (47, 48, 58)}  # bandwidth, IOPS, first percentile; counted from 0 [fio(1): TERSE OUTPUT]
+
+
+def parse_fio(line):
+    """One line said by fio.sh: the job's label and fio's terse output, version 3."""
+    label, _, terse = line.partition(" ")
+    fields = terse.split(";")
+    direction = "write" if "write" in label else "read"
+    bandwidth, iops, percentiles = FIO_FIELD[direction]
+    p50, p99 = (float(fields[percentiles + n].split("=")[1]) for n in (0, 1))
+    return {
+        "job": label,
+        "iops": int(fields[iops]),
+        "mbps": round(int(fields[bandwidth]) * 1024 / 1e6, 1),
+        "p50_us": p50,
+        "p99_us": p99,
+    }
+
+
+def checksums_on_host(image, folder, session):
+    """Opens the image without vmbusd: the first partition's file count and the checksum of its checksums."""
+    table = json.loads(run("sfdisk", "-J", image))["partitiontable"]
+    first = table["partitions"][0]
+    sector = table.get("sectorsize", 512)
+    loop = run("losetup", "--find", "--show", "--read-only", "--offset", first["start"] * sector,
+               "--sizelimit", first["size"] * sector, image).strip()  # fmt: skip
+    session.undo("losetup", "--detach", loop)
+    run("fsck.ext4", "-fn", loop)
+    folder.mkdir(exist_ok=True)
+    run("mount", "-t", "ext4", "-o", "ro", loop, folder)
+    session.undo("umount", folder)
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            lines.append((b"./" + str(path.relative_to(folder)).encode(), digest))
+    listing = b"".join(digest.encode() + b"  " + name + b"\n" for name, digest in sorted(lines))
+    return f"{len(lines)} {hashlib.sha256(listing).hexdigest()}"
+
+
+def check_identity(guest, disk):
+    said = [part.strip() for part in guest.last("disk").split("|")]
+    expected = [disk.vendor, disk.product, disk.serial]
+    check(said == expected, f"the guest sees the disk as {said}, vmbusd was told {expected}")
+    log = guest.said.get("log", [])
+    check(any("Hypervisor detected: Microsoft Hyper-V" in line for line in log), "the guest's kernel did not detect Hyper-V")
+    check(any("Vmbus version:" in line for line in log), "the guest's log tells no VMBus version")
+    check(guest.last("driver") in ("hv_storvsc", "storvsc"), f"the disk's driver is {guest.last('driver')}")
+
+
+def vmbus_version(guest):
+    line = next(line for line in guest.said["log"] if "Vmbus version:" in line)
+    return line.split("Vmbus version:")[1].split()[0]
+
+
+def verified_disk(session, disk, image, mib, cpus, memory, jobs="disk", timeout_s=240, **variables):
+    """The disk test: the guest's own proof, then the host's."""
+    session.start_daemon({"demo": [disk]})
+    guest = session.start_guest("demo", jobs, cpus, memory, SERIAL=disk.serial, MIB=mib, **variables)
+    guest.finish(timeout_s)
+    check_identity(guest, disk)
+    check(guest.last("fsck") == "clean" and guest.last("compare") == "equal", guest.trouble())
+    session.check_daemon()
+    on_host = checksums_on_host(image, session.files / "mnt", session)
+    check(on_host == guest.last("checksums"), f"the host finds {on_host}, the guest wrote {guest.last('checksums')}")
+    return guest
+
+
+def demo(session):
+    """The demonstration: 256 MiB verified by guest and host, then fio's table."""
+    image = session.image("disk.img", 1024)
+    disk = Disk(image, "DEMO0001", vendor="VMBUSD", product="DEMO DISK")
+    plan = session.plan
+    guest = verified_disk(session, disk, image, 256, plan.get("cpus", 2), plan.get("memory", "1G"), "disk fio",
+                          RUNTIME=plan.get("runtime", 4), PART="")  # fmt: skip
+    return {
+        "guest": {"kernel": guest.last("kernel"), "vmbus": vmbus_version(guest)},
+        "disk": {"checksum": "match", "fio": [parse_fio(line) for line in guest.said["fio"]]},
+        "log": guest.said["log"],
+    }
+
+
+def one_cpu_256m(session):
+    """One VP, 256 MiB of memory, a disk in a file."""
+    image = session.image("disk.img", 256)
+    verified_disk(session, Disk(image, "SMALL-1"), image, 64, 1, "256M")
+
+
+def four_cpus_4g_loop_device(session):
+    """Four VPs, 4 GiB of memory (so RAM above 4 GiB carries I/O), a disk on a block device."""
+    image = session.image("backing.img", 256)
+    loop = run("losetup", "--find", "--show", "--direct-io=on", image).strip()
+    session.undo("losetup", "--detach", loop)
+    verified_disk(session, Disk(pathlib.Path(loop), "LOOP-1"), image, 64, 4, "4G")
+
+
+def second_kernel(session):
+    """The disk test with another kernel than the default one."""
+    session.plan.update(session.plan["second"])
+    image = session.image("disk.img", 256)
+    guest = verified_disk(session, Disk(image, "SECOND-1"), image, 64, 2, "512M")
+    return {"guest": {"kernel": guest.last("kernel"), "vmbus": vmbus_version(guest)}}
+
+
+def reboot(session):
+    """The guest restarts inside its VM; vmbusd and vmbus-vmm stay; the disk is there with its data."""
+    image = session.image("disk.img", 64)
+    session.start_daemon({"demo": [Disk(image, "REBOOT-1")]})
+    guest = session.start_guest("demo", "reboot", SERIAL="REBOOT-1")
+    guest.finish(120)
+    check(guest.said["boot"] == ["first", "second"], f"boots seen: {guest.said['boot']}")
+    check(guest.last("kept") == "equal", guest.trouble())
+
+
+def read_only(session):
+    """A read-only disk reads, and refuses writes with DATA PROTECT, WRITE PROTECTED."""
+    image = session.image("disk.img", 64)
+    content = session.files / "content"
+    content.mkdir()
+    (content / "hello").write_text("from the host\n")
+    run("mkfs.ext4", "-q", "-F", "-d", content, image)
+    before = run("sha256sum", image)
+    session.start_daemon({"demo": [Disk(image, "READONLY-1", readonly=True)]})
+    guest = session.start_guest("demo", "readonly", SERIAL="READONLY-1")
+    guest.finish(90)
+    check(guest.last("ro") == "1", "the guest does not take the disk for read-only")
+    check(guest.last("hello") == "from the host", f"the guest read {guest.last('hello')!r}")
+    sense = guest.last("sense").lower()
+    check("data protect" in sense and "write protected" in sense, f"the refused write's sense: {sense}")
+    check(run("sha256sum", image) == before, "the image of the read-only disk changed")
+
+
+def host_write_error(session):
+    """Errors of the host's storage reach the guest's application; its other disk goes on."""
+    bad_file = session.image("bad.img", 64)
+    loop = run("losetup", "--find", "--show", bad_file).strip()
+    session.undo("losetup", "--detach", loop)
+    half = (32 << 20) // 512
+    name = "vmbusd-test-bad"
+    subprocess.run(
+        ["dmsetup", "create", "--noudevsync", "--noudevrules", name],
+        input=f"0 {half} linear {loop} 0\n{half} {half} error\n", text=True, check=True,
+    )  # fmt: skip
+    session.undo("dmsetup", "remove", "--noudevsync", "--force", name)
+    small = session.files / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", small)
+    session.undo("umount", small)
+    with open(small / "full.img", "wb") as file:
+        file.truncate(64 << 20)
+    good = session.image("good.img", 64)
+    session.start_daemon({"demo": [Disk(pathlib.Path("/dev/mapper") / name, "BAD-1"), Disk(small / "full.img", "FULL-1"), Disk(good, "GOOD-1")]})
+    guest = session.start_guest("demo", "errors", cpus=2, BAD="BAD-1", FULL="FULL-1", GOOD="GOOD-1")
+    guest.finish(150)
+    check(guest.last("good") == "verified", guest.trouble())
+
+
+def vmm_killed(session):
+    """SIGKILL of one guest's VMM under I/O: its neighbour sees no error, and the partition takes a new guest."""
+    disks = {name: Disk(session.image(f"{name}.img", 64), f"{name.upper()}-1") for name in ("victim", "neighbour")}
+    session.start_daemon({name: [disk] for name, disk in disks.items()})
+    victim = session.start_guest("victim", "busy", SERIAL="VICTIM-1")
+    neighbour = session.start_guest("neighbour", "steady", SERIAL="NEIGHBOUR-1", ROUNDS=6)
+    victim.wait_for("busy", 90)
+    rounds = len(neighbour.said.get("round", []))
+    neighbour.wait_for("round", 90, times=max(1, rounds))
+    victim.kill()
+    session.check_daemon()
+    check(len(neighbour.said.get("round", [])) < 6, "the neighbour was done before the victim was killed")
+    neighbour.finish(150)
+    check(neighbour.last("errors") == "0", f"the neighbour's kernel logged {neighbour.last('errors')} I/O errors")
+    session.check_daemon()
+    again = session.start_guest("victim", "steady", name="again", SERIAL="VICTIM-1", ROUNDS=1)
+    again.finish(90)
+
+
+SCENARIOS = {
+    "demo": demo,
+    "one-cpu-256m": one_cpu_256m,
+    "four-cpus-4g-loop-device": four_cpus_4g_loop_device,
+    "reboot": reboot,
+    "read-only": read_only,
+    "host-write-error": host_write_error,
+    "vmm-killed": vmm_killed,
+    "second-kernel": second_kernel,
+}
+
+
+def run_scenario(plan, name, on_line=None):
+    """Runs one scenario; its outcome as a dictionary."""
+    start = time.monotonic()
+    outcome = {"name": name, "result": "passed", "reason": "", "deaths": 0}
+    session = Session(dict(plan), name, on_line)
+    try:
+        with session:
+            outcome["data"] = SCENARIOS[name](session)
+    except Failure as failure:
+        outcome.update(result="failed", reason=str(failure))
+    except Exception:  # pylint: disable=broad-except  # one scenario's fault must not end the others
+        outcome.update(result="failed", reason=traceback.format_exc())
+    outcome.update(deaths=session.deaths, seconds=round(time.monotonic() - start, 1))
+    return outcome
+
+
+def shell(plan):
+    """A guest with a disk, its console on this terminal."""
+    with Session(plan, "shell") as session:
+        image = session.image("disk.img", 1024)
+        session.start_daemon({"demo": [Disk(image, "DEMO0001", product="DEMO DISK")]})
+        command = session.vmm_command("demo", plan["initrd"], plan.get("cpus", 2), plan.get("memory", "1G"), "quiet")
+        return subprocess.run(command, check=False).returncode
+
+
+def main():
+    plan = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    if plan.get("shell"):
+        return shell(plan)
+    results = pathlib.Path(plan["results"])
+    speak = (lambda key, value: print(f"said {key} {value}", flush=True)) if plan.get("speak") else None
+    for name in plan["scenarios"]:
+        print(f"start {name}", flush=True)
+        outcome = run_scenario(plan, name, speak)
+        (results / f"{name}.json").write_text(json.dumps(outcome, indent=1) + "\n")
+        print(f"done {name}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
