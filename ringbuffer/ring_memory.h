@@ -108,7 +108,7 @@ class RingMemory {
 // The guest may change `from` at any time. The barrier makes the compiler take what was copied for unknown
 // from here on: it can neither drop the copy and load again from the ring nor load twice.
 inline void copy_from_shared(std::byte* to, const std::byte* from, std::size_t size) {
-  std::memcpy(to, from, size);
+  if (size != 0) std::memcpy(to, from, size);
   asm volatile("" : : "r"(to) : "memory");
 }
 
@@ -135,7 +135,7 @@ inline void RingMemory::copy_out(std::uint32_t offset, std::span<std::byte> byte
 
 inline void RingMemory::copy_in(std::uint32_t offset, std::span<const std::byte> bytes) {
   if (offset + bytes.size() <= linear_limit_) [[likely]] {
-    std::memcpy(linear_ + offset, bytes.data(), bytes.size());
+    if (!bytes.empty()) std::memcpy(linear_ + offset, bytes.data(), bytes.size());
   } else {
     copy_in_pieces(offset, bytes);
   }
