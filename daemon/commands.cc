@@ -1,0 +1,238 @@
+#include "daemon/commands.h"
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "daemon/config.h"
+
+namespace vmbusd::daemon {
+
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kDo = "do";
+constexpr const char* kConfigure = "configure";
+constexpr const char* kAddScsi = "add-scsi";
+constexpr const char* kStart = "start";
+constexpr const char* kConnection = "connection";
+constexpr const char* kStop = "stop";
+constexpr const char* kReport = "report";
+constexpr const char* kReady = "ready";
+constexpr const char* kConnectionEnded = "connection-ended";
+
+std::string dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+// Reads members of one object; ok() is false once one was absent, of another type or out of range.
+class ObjectReader {
+ public:
+  explicit ObjectReader(const Json& json) : json_(json), ok_(json.is_object()) {}
+
+  [[nodiscard]] bool ok() const { return ok_; }
+  [[nodiscard]] std::string text(const char* key) {
+    const Json* member = find(key);
+    if (member != nullptr && member->is_string()) return member->get_ref<const std::string&>();
+    ok_ = false;
+    return {};
+  }
+  [[nodiscard]] std::uint32_t integer(const char* key, std::uint32_t min, std::uint32_t max) {
+    const Json* member = find(key);
+    if (member != nullptr && member->is_number_unsigned()) {
+      const auto value = member->get<std::uint64_t>();
+      if (value >= min && value <= max) return static_cast<std::uint32_t>(value);
+    }
+    ok_ = false;
+    return min;
+  }
+  [[nodiscard]] bool boolean(const char* key) {
+    const Json* member = find(key);
+    if (member != nullptr && member->is_boolean()) return member->get<bool>();
+    ok_ = false;
+    return false;
+  }
+  [[nodiscard]] std::uint64_t integer64(const char* key) {
+    const Json* member = find(key);
+    if (member != nullptr && member->is_number_unsigned()) return member->get<std::uint64_t>();
+    ok_ = false;
+    return 0;
+  }
+  // null is a GUID that was left open.
+  [[nodiscard]] std::optional<Guid> guid(const char* key) {
+    const Json* member = find(key);
+    if (member != nullptr && member->is_null()) return std::nullopt;
+    const std::optional<Guid> parsed = Guid::parse(text(key));
+    if (!parsed) ok_ = false;
+    return parsed;
+  }
+  template <typename Read>
+  void array(const char* key, std::size_t size_max, Read&& read) {
+    const Json* member = find(key);
+    if (member == nullptr || !member->is_array() || member->size() > size_max) {
+      ok_ = false;
+      return;
+    }
+    for (const Json& element : *member) {
+      ObjectReader reader(element);
+      read(reader);
+      if (!reader.ok()) ok_ = false;
+    }
+  }
+
+ private:
+  [[nodiscard]] const Json* find(const char* key) const {
+    if (!json_.is_object()) return nullptr;
+    const auto found = json_.find(key);
+    return found == json_.end() ? nullptr : &*found;
+  }
+
+  const Json& json_;
+  bool ok_;
+};
+
+// The descriptors beside a command, taken in the order in which its text mentions them.
+class FdQueue {
+ public:
+  explicit FdQueue(std::vector<UniqueFd> fds) : fds_(std::move(fds)) {}
+
+  [[nodiscard]] UniqueFd take() {
+    if (taken_ == fds_.size()) {
+      short_ = true;
+      return {};
+    }
+    return std::move(fds_[taken_++]);
+  }
+  [[nodiscard]] bool all_taken() const { return taken_ == fds_.size() && !short_; }
+
+ private:
+  std::vector<UniqueFd> fds_;
+  std::size_t taken_ = 0;
+  bool short_ = false;
+};
+
+storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
+  using Backend = storvsp::DiskConfig::Backend;
+  storvsp::DiskConfig disk;
+  disk.lun = static_cast<std::uint8_t>(object.integer("lun", 0, storvsp::kMaxLuns - 1));
+  disk.backend =
+      static_cast<Backend>(object.integer("backend", 0, static_cast<std::uint32_t>(Backend::kNull)));
+  if (disk.backend == Backend::kFile) disk.fd = fds.take();
+  disk.size_bytes = object.integer64("size_bytes");
+  disk.read_only = object.boolean("read_only");
+  disk.cache = static_cast<storvsp::CacheMode>(
+      object.integer("cache", 0, static_cast<std::uint32_t>(storvsp::CacheMode::kUnsafe)));
+  disk.logical_block_bytes = object.integer("logical_block_bytes", 0, 4096);
+  disk.physical_block_bytes = object.integer("physical_block_bytes", 0, 65536);
+  disk.vendor = object.text("vendor");
+  disk.product = object.text("product");
+  disk.revision = object.text("revision");
+  disk.serial = object.text("serial");
+  disk.identity = object.guid("identity");
+  return disk;
+}
+
+storvsp::ControllerConfig read_controller(ObjectReader& object, FdQueue& fds) {
+  storvsp::ControllerConfig controller;
+  controller.partition = object.text("partition");
+  controller.name = object.text("name");
+  controller.instance = object.guid("instance");
+  controller.max_transfer_bytes = object.integer("max_transfer_bytes", 4096, storvsp::kMaxTransferBytes);
+  controller.max_sub_channels = static_cast<std::uint16_t>(object.integer("max_sub_channels", 0, UINT16_MAX));
+  object.array("disks", storvsp::kMaxLuns,
+               [&](ObjectReader& disk) { controller.disks.push_back(read_disk(disk, fds)); });
+  return controller;
+}
+
+std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
+  const std::string what = object.text(kDo);
+  if (what == kConfigure) {
+    ConfigureCommand command;
+    command.partition = object.text("partition");
+    command.io_threads = object.integer("io_threads", 1, kIoThreadsMax);
+    command.poll_us = object.integer("poll_us", 0, kPollUsMax);
+    return command;
+  }
+  if (what == kAddScsi) return read_controller(object, fds);
+  if (what == kStart) return StartCommand{};
+  if (what == kConnection) return ConnectionCommand{fds.take()};
+  if (what == kStop) return StopCommand{};
+  return std::nullopt;
+}
+
+Json guid_or_null(const std::optional<Guid>& guid) {
+  return guid ? Json(guid->to_string()) : Json(nullptr);
+}
+
+}  // namespace
+
+EncodedCommand encode(const ConfigureCommand& command) {
+  return {dump({{kDo, kConfigure},
+                {"partition", command.partition},
+                {"io_threads", command.io_threads},
+                {"poll_us", command.poll_us}}),
+          {}};
+}
+
+EncodedCommand encode(const storvsp::ControllerConfig& controller) {
+  Json disks = Json::array();
+  std::vector<int> fds;
+  for (const storvsp::DiskConfig& disk : controller.disks) {
+    disks.push_back({{"lun", disk.lun},
+                     {"backend", static_cast<std::uint32_t>(disk.backend)},
+                     {"size_bytes", disk.size_bytes},
+                     {"read_only", disk.read_only},
+                     {"cache", static_cast<std::uint32_t>(disk.cache)},
+                     {"logical_block_bytes", disk.logical_block_bytes},
+                     {"physical_block_bytes", disk.physical_block_bytes},
+                     {"vendor", disk.vendor},
+                     {"product", disk.product},
+                     {"revision", disk.revision},
+                     {"serial", disk.serial},
+                     {"identity", guid_or_null(disk.identity)}});
+    if (disk.backend == storvsp::DiskConfig::Backend::kFile) fds.push_back(disk.fd.get());
+  }
+  return {dump({{kDo, kAddScsi},
+                {"partition", controller.partition},
+                {"name", controller.name},
+                {"instance", guid_or_null(controller.instance)},
+                {"max_transfer_bytes", controller.max_transfer_bytes},
+                {"max_sub_channels", controller.max_sub_channels},
+                {"disks", std::move(disks)}}),
+          std::move(fds)};
+}
+
+EncodedCommand encode(const StartCommand&) {
+  return {dump({{kDo, kStart}}), {}};
+}
+EncodedCommand encode(const StopCommand&) {
+  return {dump({{kDo, kStop}}), {}};
+}
+EncodedCommand encode_connection(int socket) {
+  return {dump({{kDo, kConnection}}), {socket}};
+}
+
+std::string encode(Report report) {
+  return dump({{kReport, report == Report::kReady ? kReady : kConnectionEnded}});
+}
+
+Result<Command> decode_command(CommandDatagram datagram) {
+  const Json json = Json::parse(datagram.text, nullptr, false);
+  ObjectReader object(json);
+  FdQueue fds(std::move(datagram.fds));
+  std::optional<Command> command = read_command(object, fds);
+  if (!command || !object.ok() || !fds.all_taken()) return fail(Errc::kProtocol, "not a command");
+  return *std::move(command);
+}
+
+Result<Report> decode_report(std::string_view text) {
+  const Json json = Json::parse(text, nullptr, false);
+  ObjectReader object(json);
+  const std::string what = object.text(kReport);
+  if (what == kReady) return Report::kReady;
+  if (what == kConnectionEnded) return Report::kConnectionEnded;
+  return fail(Errc::kProtocol, "not a report");
+}
+
+}  // namespace vmbusd::daemon

@@ -1,0 +1,81 @@
+// The configuration file of vmbusd: what it says, and what is wrong with it. vmbusd.toml(5) is its manual.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "storvsp/controller.h"
+
+namespace vmbusd::daemon {
+
+inline constexpr std::size_t kConfigFileBytesMax = 1
+                                                   << 20;  // thousands of disks; guards against a wrong path
+inline constexpr std::size_t kPartitionsMax = 256;         // one worker process each
+inline constexpr std::size_t kDevicesMax = 64;  // per partition; each is at least one VMBus channel
+inline constexpr std::uint32_t kIoThreadsMax = 64;
+inline constexpr std::uint32_t kPollUsMax = 10'000;
+inline constexpr std::uint32_t kPollUsDefault = 50;
+inline constexpr std::size_t kProblemsMax = 100;  // reported for one file
+
+enum class DirectIo : std::uint8_t {
+  kAuto,  // page cache only where the file system refuses O_DIRECT
+  kOn,
+  kOff,
+};
+
+// What is behind one disk.
+struct ImageConfig {
+  std::uint32_t line = 0;  // where its table begins in the file, for problems that show later; so below
+  std::string path;        // absolute; empty for a disk without an image
+  DirectIo direct = DirectIo::kAuto;
+};
+
+struct ScsiConfig {
+  std::uint32_t line = 0;
+  storvsp::ControllerConfig controller;
+  std::vector<ImageConfig> images;  // images[i] is behind controller.disks[i], which has no descriptor yet
+};
+
+struct PartitionConfig {
+  std::uint32_t line = 0;
+  std::string name;
+  std::string socket;            // absolute
+  std::uint32_t io_threads = 0;  // 0: chosen by the host's CPUs
+  std::uint32_t poll_us = kPollUsDefault;
+  std::vector<ScsiConfig> scsi;
+};
+
+struct Config {
+  std::vector<PartitionConfig> partitions;
+};
+
+struct ConfigProblem {
+  std::uint32_t line;  // from 1; 0: the file as a whole
+  std::string key;     // "partition.scsi.disk.lun"; empty for problems of syntax
+  std::string text;    // one line, what is wrong and what is accepted
+};
+
+struct ParsedConfig {
+  Config config;  // to be used only where `problems` is empty
+  std::vector<ConfigProblem> problems;
+};
+
+// Everything that the text alone can tell, as many problems as there are (up to kProblemsMax), in the order
+// of lines. Relative paths are taken from `directory`.
+[[nodiscard]] ParsedConfig parse_config(std::string_view text, std::string_view directory);
+
+// What the host says to it, without opening an image or needing a privilege: files that do not exist or are
+// of the wrong kind, sockets' directories, one image behind two disks. What cannot be seen for want of
+// permission is taken to be right.
+[[nodiscard]] std::vector<ConfigProblem> check_host(const Config& config);
+
+// The file's text; error texts are for "cannot read FILE: ...".
+[[nodiscard]] Result<std::string> read_config_file(const std::string& path);
+
+// "FILE:LINE: KEY: TEXT"
+[[nodiscard]] std::string format_problem(std::string_view file, const ConfigProblem& problem);
+
+}  // namespace vmbusd::daemon

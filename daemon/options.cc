@@ -1,0 +1,42 @@
+#include "daemon/options.h"
+
+#include <CLI/CLI.hpp>
+#include <map>
+
+namespace vmbusd::daemon {
+
+std::variant<Options, int> parse_options(int argc, char** argv) {
+  Options options;
+  CLI::App app("Serves VMBus devices to the guests that attach to it.", "vmbusd");
+  app.set_version_flag("--version", "vmbusd " VMBUSD_VERSION, "print the version and exit");
+  CLI::Option* config =
+      app.add_option("-c,--config", options.config_path, "the configuration file, see vmbusd.toml(5)")
+          ->type_name("FILE");
+  app.add_flag("--check-config", options.check_config,
+               "check the configuration file, print what is wrong with it, and exit");
+  const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},
+                                                  {"info", LogLevel::kInfo},
+                                                  {"warning", LogLevel::kWarning},
+                                                  {"error", LogLevel::kError}};
+  app.add_option_function<std::string>(
+         "--log-level", [&](const std::string& name) { options.log_level = levels.at(name); },
+         "least level that is logged: debug, info (default), warning, error")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->type_name("LEVEL");
+  // Not for operators, so in no group that --help shows.
+  CLI::Option* worker = app.add_option("--partition-worker", options.partition_worker_fd)
+                            ->check(CLI::NonNegativeNumber)
+                            ->group("");
+  config->excludes(worker);
+  app.footer("Exit status: 0 success, 1 failure while running, 2 wrong command line or configuration.");
+
+  try {
+    app.parse(argc, argv);
+    if (config->count() == 0 && worker->count() == 0) throw CLI::RequiredError("--config FILE");
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  return options;
+}
+
+}  // namespace vmbusd::daemon

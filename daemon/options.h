@@ -1,0 +1,27 @@
+// vmbusd's command line; vmbusd(8) is its manual.
+#pragma once
+
+#include <string>
+#include <variant>
+
+#include "base/log.h"
+
+namespace vmbusd::daemon {
+
+// Documented in vmbusd(8).
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitRuntime = 1;  // it could not start, or not go on
+inline constexpr int kExitUsage = 2;    // command line or configuration
+
+struct Options {
+  std::string config_path;
+  bool check_config = false;
+  LogLevel log_level = LogLevel::kInfo;
+  int partition_worker_fd = -1;  // not -1: this process is a partition's worker, see partition_worker.h
+};
+
+// What to do, or the exit status where --help, --version or an error was all there was to say; that has been
+// printed then.
+[[nodiscard]] std::variant<Options, int> parse_options(int argc, char** argv);
+
+}  // namespace vmbusd::daemon

@@ -1,0 +1,298 @@
+#include "daemon/partition_supervisor.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/asio/post.hpp>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "daemon/disk_image.h"
+#include "partition/attach_protocol.h"
+#include "partition/attach_status.h"
+#include "partition/seqpacket.h"
+
+namespace vmbusd::daemon {
+
+namespace {
+
+using boost::asio::posix::descriptor_base;
+using boost::system::error_code;
+using namespace std::chrono_literals;
+
+constexpr std::chrono::milliseconds kRetryFirst = 100ms;
+constexpr std::chrono::milliseconds kRetryMax = 30s;
+constexpr auto kStableAfter = 60s;  // a worker that served so long is no part of a series of failures
+constexpr int kRefusalsMax = 16;    // VMMs that are being told so; more are cut off without a word
+
+bool hung_up(const UniqueFd& socket) {
+  pollfd poll{socket.get(), POLLRDHUP, 0};
+  return ::poll(&poll, 1, 0) > 0 && (poll.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+// "process 1234", or empty where the kernel does not tell.
+std::string peer_of(const UniqueFd& socket) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid <= 0)
+    return "a process";
+  return fmt::format("process {}", peer.pid);
+}
+
+}  // namespace
+
+// Waits for a VMM's Hello, as closing before it is read would cut off the answer, then says why not. Owns
+// itself.
+class PartitionSupervisor::Refusal : public std::enable_shared_from_this<Refusal> {
+ public:
+  Refusal(boost::asio::io_context& context, UniqueFd socket, std::string reason, std::shared_ptr<int> count)
+      : socket_(context), timer_(context), reason_(std::move(reason)), count_(std::move(count)) {
+    ++*count_;
+    error_code ignored;
+    socket_.assign(socket.release(), ignored);
+  }
+  ~Refusal() { --*count_; }
+  Refusal(const Refusal&) = delete;
+  Refusal& operator=(const Refusal&) = delete;
+
+  void start() {
+    timer_.expires_after(5s);
+    timer_.async_wait([self = shared_from_this()](error_code error) {
+      error_code ignored;
+      if (!error) self->socket_.close(ignored);
+    });
+    socket_.async_wait(descriptor_base::wait_read, [self = shared_from_this()](error_code error) {
+      if (!error) self->answer();
+      self->timer_.cancel();
+    });
+  }
+
+ private:
+  void answer() {
+    partition::AttachHello hello{};
+    // Descriptors beside it are dropped by the kernel for want of a place.
+    if (::recv(socket_.native_handle(), &hello, sizeof hello, MSG_DONTWAIT) < 0) return;
+    partition::AttachHelloReply reply{};
+    reply.header.type = partition::AttachType::kHelloReply;
+    reply.header.size = sizeof reply;
+    reply.header.cookie = hello.header.cookie;
+    reply.status = partition::AttachStatus::kState;
+    reply.major = partition::kAttachMajor;
+    reply.minor = partition::kAttachMinor;
+    reply.text = partition::to_text_field(reason_);
+    // A VMM that does not take it is cut off just the same.
+    (void)partition::send_datagram(socket_.native_handle(), wire_bytes(reply), {}, false);
+  }
+
+  boost::asio::posix::stream_descriptor socket_;
+  boost::asio::steady_timer timer_;
+  std::string reason_;
+  std::shared_ptr<int> count_;
+};
+
+PartitionSupervisor::PartitionSupervisor(boost::asio::io_context& context, PartitionConfig config,
+                                         LogLevel log_level, Events events)
+    : context_(context),
+      config_(std::move(config)),
+      log_level_(log_level),
+      events_(std::move(events)),
+      log_(config_.name),
+      listener_(context),
+      accept_pause_(context),
+      retry_delay_(kRetryFirst),
+      retry_timer_(context) {}
+
+PartitionSupervisor::~PartitionSupervisor() {
+  if (worker_) worker_->forget();
+  if (socket_bound_) ::unlink(config_.socket.c_str());
+}
+
+bool PartitionSupervisor::open() {
+  bool all = true;
+  for (ScsiConfig& scsi : config_.scsi) {
+    const LogScope device_log(fmt::format("{}/{}", config_.name, scsi.controller.name));
+    for (std::size_t i = 0; i < scsi.images.size(); ++i) {
+      if (scsi.controller.disks[i].backend != storvsp::DiskConfig::Backend::kFile) continue;
+      const std::string problem = open_disk_image(scsi.images[i], device_log, scsi.controller.disks[i]);
+      if (problem.empty()) continue;
+      device_log.error("LUN {}: {}", scsi.controller.disks[i].lun, problem);
+      all = false;
+    }
+  }
+  Result<UniqueFd> listener = partition::listen_seqpacket(config_.socket);
+  if (!listener) {
+    log_.error("attach socket {}: {}", config_.socket, describe(listener.error()));
+    return false;
+  }
+  socket_bound_ = true;
+  error_code ignored;
+  listener_.assign(listener->release(), ignored);
+  return all;
+}
+
+void PartitionSupervisor::start() {
+  spawn();
+  wait_for_vmm();
+}
+
+void PartitionSupervisor::spawn() {
+  WorkerProcess::Events events;
+  events.report = [this](Report report) { this->report(report); };
+  events.died = [this](int wait_status) { worker_died(wait_status); };
+  auto worker = WorkerProcess::spawn(context_, log_, log_level_, std::move(events));
+  if (!worker) {
+    log_.error("{}", describe(worker.error()));
+    if (was_ready_) return retry_later();
+    state_ = State::kWaiting;
+    boost::asio::post(context_, events_.failed);
+    return;
+  }
+  state_ = State::kStarting;
+  worker_ = *std::move(worker);
+  ConfigureCommand configure;
+  configure.partition = config_.name;
+  configure.poll_us = config_.poll_us;
+  configure.io_threads = config_.io_threads;
+  if (configure.io_threads == 0) {
+    constexpr long kThreadsUnasked = 4;  // a guest with more to do is worth a line in its configuration
+    configure.io_threads =
+        static_cast<std::uint32_t>(std::clamp(::sysconf(_SC_NPROCESSORS_ONLN), 1L, kThreadsUnasked));
+  }
+  worker_->send(encode(configure));
+  for (const ScsiConfig& scsi : config_.scsi) worker_->send(encode(scsi.controller));
+  worker_->send(encode(StartCommand{}));
+}
+
+void PartitionSupervisor::report(Report report) {
+  switch (report) {
+    case Report::kReady:
+      if (state_ != State::kStarting) return;
+      state_ = State::kServing;
+      serving_since_ = std::chrono::steady_clock::now();
+      log_.info("serving on {} (worker process {})", config_.socket, worker_->pid());
+      if (!was_ready_) {
+        was_ready_ = true;
+        events_.ready();
+      }
+      break;
+    case Report::kConnectionEnded:
+      attached_.reset();
+      break;
+  }
+  if (state_ == State::kServing && !attached_ && next_) hand_over(std::move(next_));
+}
+
+void PartitionSupervisor::worker_died(int wait_status) {
+  worker_.reset();
+  const bool was_attached = static_cast<bool>(attached_);
+  attached_.reset();
+  if (state_ == State::kStopping) {
+    if (wait_status != 0) {
+      stopped_badly_ = true;
+      log_.error("worker process {}", describe_wait_status(wait_status));
+    }
+    return finish_stop();
+  }
+  log_.error("worker process {}{}", describe_wait_status(wait_status),
+             was_attached ? "; its VMM has lost its devices and must attach again" : "");
+  if (!was_ready_) {
+    state_ = State::kWaiting;
+    return events_.failed();
+  }
+  if (state_ == State::kServing && std::chrono::steady_clock::now() - serving_since_ >= kStableAfter) {
+    retry_delay_ = kRetryFirst;
+  }
+  retry_later();
+}
+
+void PartitionSupervisor::retry_later() {
+  state_ = State::kWaiting;
+  log_.info("starting a new worker process in {} ms", retry_delay_.count());
+  retry_timer_.expires_after(retry_delay_);
+  retry_timer_.async_wait([this](error_code error) {
+    if (!error && state_ == State::kWaiting) spawn();
+  });
+  retry_delay_ = std::min(retry_delay_ * 2, kRetryMax);
+}
+
+void PartitionSupervisor::stop() {
+  if (state_ == State::kStopping || state_ == State::kStopped) return;
+  state_ = State::kStopping;
+  error_code ignored;
+  listener_.close(ignored);
+  accept_pause_.cancel();
+  retry_timer_.cancel();
+  next_.reset();
+  if (socket_bound_) ::unlink(config_.socket.c_str());
+  socket_bound_ = false;
+  if (!worker_) return finish_stop();
+  worker_->send(encode(StopCommand{}));
+}
+
+void PartitionSupervisor::finish_stop() {
+  state_ = State::kStopped;
+  boost::asio::post(context_, events_.stopped);
+}
+
+void PartitionSupervisor::kill() {
+  if (worker_) worker_->kill();
+}
+
+void PartitionSupervisor::wait_for_vmm() {
+  listener_.async_wait(descriptor_base::wait_read, [this](error_code error) {
+    if (!error) accept_vmms();
+  });
+}
+
+void PartitionSupervisor::accept_vmms() {
+  // Bounded, so that one partition's flood of connections leaves the others their turn.
+  constexpr int kAcceptsPerTurn = 16;
+  for (int i = 0; i < kAcceptsPerTurn; ++i) {
+    UniqueFd socket(::accept4(listener_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (socket) {
+      take_vmm(std::move(socket));
+      continue;
+    }
+    if (errno == EINTR || errno == ECONNABORTED) continue;
+    if (errno == EAGAIN) break;
+    // Out of descriptors or memory: the connection stays pending, so waiting for readiness would spin.
+    log_.error("cannot accept a VMM's connection: {}", std::strerror(errno));
+    accept_pause_.expires_after(1s);
+    accept_pause_.async_wait([this](error_code error) {
+      if (!error) wait_for_vmm();
+    });
+    return;
+  }
+  wait_for_vmm();
+}
+
+void PartitionSupervisor::take_vmm(UniqueFd socket) {
+  if (next_ && hung_up(next_)) next_.reset();
+  const bool place_free = !attached_ || hung_up(attached_);
+  if (next_ || !place_free) return refuse(std::move(socket));
+  if (state_ == State::kServing && !attached_) return hand_over(std::move(socket));
+  next_ = std::move(socket);
+}
+
+void PartitionSupervisor::hand_over(UniqueFd socket) {
+  log_.info("VMM attaches: {}", peer_of(socket));
+  attached_ = std::move(socket);
+  worker_->send(encode_connection(attached_.get()));
+}
+
+void PartitionSupervisor::refuse(UniqueFd socket) {
+  const std::string holder = peer_of(next_ ? next_ : attached_);
+  log_.guest("refused {}: {} is attached", peer_of(socket), holder);
+  if (*refusals_ >= kRefusalsMax) return;
+  std::make_shared<Refusal>(context_, std::move(socket),
+                            fmt::format("partition {} is in use by another VMM: {}", config_.name, holder),
+                            refusals_)
+      ->start();
+}
+
+}  // namespace vmbusd::daemon

@@ -1,0 +1,98 @@
+// One partition in the supervisor: its attach socket, its worker process, and the VMM that is connected.
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "daemon/config.h"
+#include "daemon/worker_process.h"
+
+namespace vmbusd::daemon {
+
+// Life cycle: open() -> start() -> ready -> stop() -> stopped. Keeps open what a worker needs, so that one
+// that died is replaced without a path or a privilege. Supervisor's thread.
+//
+// A VMM's connection is accepted here and handed to the worker; a duplicate stays here until the worker is
+// done with it. One at a time: while the VMM of the last one is gone and the worker still drains, the next
+// waits; while it is there, another is refused in words.
+class PartitionSupervisor {
+ public:
+  struct Events {
+    std::function<void()> ready;    // the first worker serves
+    std::function<void()> failed;   // no worker came up at the start; the reason is logged
+    std::function<void()> stopped;  // after stop(): the worker is gone
+  };
+
+  PartitionSupervisor(boost::asio::io_context& context, PartitionConfig config, LogLevel log_level,
+                      Events events);
+  ~PartitionSupervisor();
+  PartitionSupervisor(const PartitionSupervisor&) = delete;
+  PartitionSupervisor& operator=(const PartitionSupervisor&) = delete;
+
+  // Opens images and binds the socket; logs every failure. False where there was one.
+  [[nodiscard]] bool open();
+  void start();
+  // Removes the socket and has the worker drain.
+  void stop();
+  // The worker did not stop in time.
+  void kill();
+
+  [[nodiscard]] const LogScope& log() const { return log_; }
+  // The worker was killed or failed on the way down.
+  [[nodiscard]] bool stopped_badly() const { return stopped_badly_; }
+
+ private:
+  enum class State : std::uint8_t {
+    kNew,
+    kStarting,  // a worker process is under way
+    kServing,
+    kWaiting,  // before the next try to start a worker
+    kStopping,
+    kStopped,
+  };
+  class Refusal;
+
+  void spawn();
+  void report(Report report);
+  void worker_died(int wait_status);
+  void retry_later();
+  void finish_stop();
+
+  void wait_for_vmm();
+  void accept_vmms();
+  void take_vmm(UniqueFd socket);
+  void hand_over(UniqueFd socket);
+  void refuse(UniqueFd socket);
+
+  boost::asio::io_context& context_;
+  PartitionConfig config_;
+  LogLevel log_level_;
+  Events events_;
+  LogScope log_;
+  State state_ = State::kNew;
+  bool was_ready_ = false;
+  bool stopped_badly_ = false;
+
+  boost::asio::posix::stream_descriptor listener_;
+  boost::asio::steady_timer accept_pause_;  // after accept() failed
+  bool socket_bound_ = false;
+
+  std::shared_ptr<WorkerProcess> worker_;
+  std::chrono::steady_clock::time_point serving_since_;
+  std::chrono::milliseconds retry_delay_;
+  boost::asio::steady_timer retry_timer_;
+
+  UniqueFd attached_;  // the VMM that the worker serves
+  UniqueFd next_;      // the VMM that waits for the worker
+  std::shared_ptr<int> refusals_ = std::make_shared<int>(0);
+};
+
+}  // namespace vmbusd::daemon

@@ -1,0 +1,220 @@
+#include "daemon/partition_worker.h"
+
+#include <fmt/format.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "base/log.h"
+#include "daemon/command_socket.h"
+#include "daemon/commands.h"
+#include "daemon/options.h"
+#include "devices/bus.h"
+#include "devices/device.h"
+#include "io/worker.h"
+#include "storvsp/controller.h"
+
+namespace vmbusd::daemon {
+
+namespace {
+
+template <typename... Handlers>
+struct Overloaded : Handlers... {
+  using Handlers::operator()...;
+};
+template <typename... Handlers>
+Overloaded(Handlers...) -> Overloaded<Handlers...>;
+
+// Everything but stop_io() is called on the control thread.
+//
+//   run() -> commands -> begin_stop() -> [bus drains] -> end() -> run() returns
+class PartitionWorker {
+ public:
+  PartitionWorker(io::Worker& control, UniqueFd socket, UniqueFd signals)
+      : control_(control), socket_(std::move(socket)), signals_(std::move(signals)), drain_timer_(*this) {}
+  PartitionWorker(const PartitionWorker&) = delete;
+  PartitionWorker& operator=(const PartitionWorker&) = delete;
+
+  int run() {
+    control_.post([this] {
+      socket_watch_.start(control_, socket_.get(), [this] { read_commands(); });
+      signal_watch_.start(control_, signals_.get(), [this] { begin_stop(); });
+    });
+    control_.run();
+    for (const auto& worker : io_workers_) worker->stop();
+    return status_;
+  }
+
+ private:
+  class DrainTimer final : public io::Timer {
+   public:
+    explicit DrainTimer(PartitionWorker& owner) : owner_(owner) {}
+    void expired() noexcept override { owner_.give_up(); }
+
+   private:
+    PartitionWorker& owner_;
+  };
+
+  void read_commands() {
+    // The supervisor sends a command for each device and connection: there is no flood to bound.
+    while (!stopping_) {
+      auto datagram = receive_command(socket_.get());
+      if (!datagram) {
+        if (datagram.error().code != Errc::kClosed) {
+          log().error("lost the supervisor: {}", describe(datagram.error()));
+        }
+        return begin_stop();
+      }
+      if (!*datagram) return;
+      Result<Command> command = decode_command(**std::move(datagram));
+      if (!command) return give_notice(describe(command.error()));
+      std::visit(Overloaded{[this](ConfigureCommand&& configure) { this->configure(std::move(configure)); },
+                            [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
+                            [this](StartCommand&&) { started(); },
+                            [this](ConnectionCommand&& connection) { connect(std::move(connection.socket)); },
+                            [this](StopCommand&&) { begin_stop(); }},
+                 *std::move(command));
+    }
+  }
+
+  void configure(ConfigureCommand configure) {
+    if (log_) return give_notice("configured twice");
+    log_ = std::make_unique<LogScope>(configure.partition);
+    for (std::uint32_t i = 0; i < configure.io_threads; ++i) {
+      io::WorkerOptions options;
+      options.name = fmt::format("io{}", i);
+      options.poll_time_max = std::chrono::microseconds(configure.poll_us);
+      auto worker = io::Worker::create(options);
+      if (!worker) return give_notice(io::explain_setup_error(worker.error()));
+      io_workers_.push_back(*std::move(worker));
+      io_workers_.back()->start();
+    }
+  }
+
+  void add(storvsp::ControllerConfig controller) {
+    if (!log_ || ready_) return give_notice("a device comes at the wrong time");
+    const std::string name = controller.name;
+    auto device = storvsp::make_controller(std::move(controller));
+    if (!device) return give_notice(fmt::format("device {}: {}", name, describe(device.error())));
+    devices_.push_back(*std::move(device));
+  }
+
+  void started() {
+    if (!log_ || ready_) return give_notice("started at the wrong time");
+    ready_ = true;
+    report(Report::kReady);
+  }
+
+  void connect(UniqueFd vmm) {
+    if (!ready_ || bus_) return give_notice("a VMM comes at the wrong time");
+    devices::Bus::Config config;
+    config.name = log_->subject();
+    for (const auto& device : devices_) config.devices.push_back(device.get());
+    for (const auto& worker : io_workers_) config.workers.push_back(worker.get());
+    bus_ = std::make_unique<devices::Bus>(std::move(config), control_, std::move(vmm), [this] {
+      // The bus cannot be destroyed inside its own call.
+      control_.post([this] { disconnected(); });
+    });
+  }
+
+  void disconnected() {
+    bus_.reset();
+    log().info("VMM is gone");
+    report(Report::kConnectionEnded);
+    if (stopping_) end();
+  }
+
+  // For what the supervisor should not have done or the host refuses: no worker is better than half of one.
+  void give_notice(const std::string& reason) {
+    log().error("{}", reason);
+    status_ = kExitRuntime;
+    begin_stop();
+  }
+
+  void begin_stop() {
+    if (stopping_) return;
+    stopping_ = true;
+    control_.arm(drain_timer_, io::Clock::now() + kDrainTime);
+    if (bus_) {
+      bus_->shut_down();
+    } else {
+      end();
+    }
+  }
+
+  void end() {
+    control_.disarm(drain_timer_);
+    socket_watch_.stop([this] { signal_watch_.stop([this] { control_.stop(); }); });
+  }
+
+  // The threads and descriptors that hang cannot be taken down in order, so the process goes at once.
+  [[noreturn]] void give_up() {
+    std::string names;
+    for (const auto& device : devices_) names += (names.empty() ? "" : ", ") + device->name();
+    log().error("I/O in flight did not end within {} s; leaving it behind on one of: {}", kDrainTime.count(),
+                names);
+    ::_exit(kExitRuntime);
+  }
+
+  void report(Report report) {
+    const Result<void> sent = send_command(socket_.get(), encode(report));
+    // A supervisor that is gone shows on the socket.
+    if (!sent && sent.error().code != Errc::kClosed) give_notice(describe(sent.error()));
+  }
+
+  [[nodiscard]] const LogScope& log() const {
+    static const LogScope unnamed("worker");
+    return log_ ? *log_ : unnamed;
+  }
+
+  io::Worker& control_;
+  UniqueFd socket_;
+  UniqueFd signals_;
+  io::FdWatch socket_watch_;
+  io::FdWatch signal_watch_;
+  DrainTimer drain_timer_;
+  std::unique_ptr<LogScope> log_;  // once configured
+  std::vector<std::unique_ptr<devices::Device>> devices_;
+  std::vector<std::unique_ptr<io::Worker>> io_workers_;  // stopped before the devices go
+  std::unique_ptr<devices::Bus> bus_;
+  bool ready_ = false;
+  bool stopping_ = false;
+  int status_ = kExitOk;
+};
+
+}  // namespace
+
+int run_partition_worker(UniqueFd socket) {
+  const LogScope log("worker");
+  // Nothing outlives a supervisor that was killed; one that is gone already shows on the socket.
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  sigset_t stop_signals;
+  sigemptyset(&stop_signals);
+  sigaddset(&stop_signals, SIGTERM);
+  sigaddset(&stop_signals, SIGINT);
+  ::pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
+  UniqueFd signals(::signalfd(-1, &stop_signals, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!signals) {
+    log.error("cannot make a signalfd: {}", std::strerror(errno));
+    return kExitRuntime;
+  }
+  io::WorkerOptions options;
+  options.name = "vmbusd";  // the process's own name
+  const auto control = io::Worker::create(options);
+  if (!control) {
+    log.error("{}", io::explain_setup_error(control.error()));
+    return kExitRuntime;
+  }
+  return PartitionWorker(**control, std::move(socket), std::move(signals)).run();
+}
+
+}  // namespace vmbusd::daemon

@@ -1,0 +1,70 @@
+// A partition's worker process as the supervisor sees it.
+#pragma once
+
+#include <sys/types.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/result.h"
+#include "daemon/commands.h"
+
+namespace vmbusd::daemon {
+
+// "was killed by signal 9 (Killed)", from waitpid()'s status.
+[[nodiscard]] std::string describe_wait_status(int status);
+
+// Life cycle: spawn(), then commands and reports, then `died` once. Destroying it earlier forgets the
+// process, which ends by itself as its socket closes. Supervisor's thread.
+class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
+ public:
+  struct Events {
+    std::function<void(Report)> report;
+    std::function<void(int wait_status)> died;  // it has been reaped
+  };
+
+  [[nodiscard]] static Result<std::shared_ptr<WorkerProcess>> spawn(boost::asio::io_context& context,
+                                                                    const LogScope& log, LogLevel log_level,
+                                                                    Events events);
+  ~WorkerProcess() = default;
+  WorkerProcess(const WorkerProcess&) = delete;
+  WorkerProcess& operator=(const WorkerProcess&) = delete;
+
+  [[nodiscard]] pid_t pid() const { return pid_; }
+  // Commands arrive in order. Their descriptors stay open until the worker has answered or
+  // died.
+  void send(EncodedCommand command);
+  void kill();
+  // Breaks the tie: no event comes any more.
+  void forget() { events_ = {}; }
+
+ private:
+  WorkerProcess(boost::asio::io_context& context, const LogScope& log, Events events)
+      : log_(log), events_(std::move(events)), socket_(context), process_(context), grace_(context) {}
+
+  void wait_for_reports();
+  void wait_for_death();
+  void flush();
+  void read_reports();
+  void distrust(const Error& error);
+  void closed_socket();
+
+  const LogScope& log_;
+  Events events_;
+  pid_t pid_ = -1;
+  boost::asio::posix::stream_descriptor socket_;
+  boost::asio::posix::stream_descriptor process_;  // pidfd
+  boost::asio::steady_timer grace_;                // for a process that closed its socket to exit
+  std::deque<EncodedCommand> outgoing_;            // what the socket did not take yet
+  bool flushing_ = false;
+};
+
+}  // namespace vmbusd::daemon

@@ -1,0 +1,137 @@
+#include "daemon/commands.h"
+
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "daemon/command_socket.h"
+#include "tests/catch.h"
+
+namespace vmbusd::daemon {
+namespace {
+
+UniqueFd some_fd() {
+  return UniqueFd(::eventfd(0, EFD_CLOEXEC));
+}
+
+// The command as it comes out at the other end of a socket pair.
+Result<Command> carried(const EncodedCommand& command) {
+  auto sockets = make_command_sockets().value();
+  REQUIRE(send_command(sockets.first.get(), command.text, command.fds).has_value());
+  return decode_command(receive_command(sockets.second.get()).value().value());
+}
+
+TEST_CASE("commands arrive as they were sent", "[daemon]") {
+  const auto configure = std::get<ConfigureCommand>(carried(encode(ConfigureCommand{"demo", 3, 20})).value());
+  CHECK(configure == ConfigureCommand{"demo", 3, 20});
+  CHECK(std::holds_alternative<StartCommand>(carried(encode(StartCommand{})).value()));
+  CHECK(std::holds_alternative<StopCommand>(carried(encode(StopCommand{})).value()));
+  const UniqueFd vmm = some_fd();
+  CHECK(std::get<ConnectionCommand>(carried(encode_connection(vmm.get())).value()).socket);
+}
+
+TEST_CASE("a full controller fits into one datagram", "[daemon]") {
+  storvsp::ControllerConfig controller;
+  controller.partition = std::string(64, 'p');
+  controller.name = std::string(64, 'n');
+  controller.instance = Guid::derive("a", "b");
+  for (std::uint32_t lun = 0; lun < storvsp::kMaxLuns; ++lun) {
+    storvsp::DiskConfig& disk = controller.disks.emplace_back();
+    disk.lun = static_cast<std::uint8_t>(lun);
+    disk.fd = some_fd();
+    disk.read_only = true;
+    disk.cache = storvsp::CacheMode::kUnsafe;
+    disk.logical_block_bytes = 4096;
+    disk.physical_block_bytes = 65536;
+    disk.vendor = std::string(8, '"');  // each takes two bytes in JSON
+    disk.product = std::string(16, '"');
+    disk.revision = std::string(4, '"');
+    disk.serial = std::string(36, '"');
+    disk.identity = Guid::derive("c", std::to_string(lun));
+  }
+  const auto got = std::get<storvsp::ControllerConfig>(carried(encode(controller)).value());
+  CHECK(got.partition == controller.partition);
+  CHECK(got.name == controller.name);
+  CHECK(got.instance == controller.instance);
+  REQUIRE(got.disks.size() == storvsp::kMaxLuns);
+  const storvsp::DiskConfig& last = got.disks.back();
+  CHECK(last.lun == storvsp::kMaxLuns - 1);
+  CHECK(last.fd);
+  CHECK(last.read_only);
+  CHECK(last.cache == storvsp::CacheMode::kUnsafe);
+  CHECK(last.logical_block_bytes == 4096);
+  CHECK(last.physical_block_bytes == 65536);
+  CHECK(last.serial == controller.disks.back().serial);
+  CHECK(last.identity == controller.disks.back().identity);
+}
+
+TEST_CASE("descriptors go to the disks that have an image", "[daemon]") {
+  storvsp::ControllerConfig controller;
+  controller.name = "s";
+  controller.disks.resize(2);
+  controller.disks[0].backend = storvsp::DiskConfig::Backend::kNull;
+  controller.disks[0].size_bytes = 1 << 20;
+  controller.disks[1].lun = 1;
+  controller.disks[1].fd = some_fd();
+  const auto got = std::get<storvsp::ControllerConfig>(carried(encode(controller)).value());
+  CHECK_FALSE(got.disks[0].fd);
+  CHECK(got.disks[0].size_bytes == 1 << 20);
+  CHECK_FALSE(got.disks[0].identity.has_value());
+  CHECK(got.disks[1].fd);
+}
+
+TEST_CASE("anything else is no command and no report", "[daemon]") {
+  for (const char* text :
+       {"", "x", "[]", "1", "null", "{}", R"({"do":1})", R"({"do":"fly"})", R"({"do":"configure"})",
+        R"({"do":"configure","partition":"a","io_threads":0,"poll_us":0})",
+        R"({"do":"configure","partition":"a","io_threads":-1,"poll_us":0})",
+        R"({"do":"configure","partition":1,"io_threads":1,"poll_us":0})", R"({"do":"connection"})",
+        R"({"report":"happy"})", "{\"report\":\"ready\"", "\xff"}) {
+    INFO(text);
+    CHECK_FALSE(decode_command({text, {}}).has_value());
+    CHECK_FALSE(decode_report(text).has_value());
+  }
+  CommandDatagram surplus{encode(StopCommand{}).text, {}};
+  surplus.fds.push_back(some_fd());
+  CHECK_FALSE(decode_command(std::move(surplus)).has_value());
+  CHECK(decode_report(encode(Report::kReady)) == Report::kReady);
+  CHECK(decode_report(encode(Report::kConnectionEnded)) == Report::kConnectionEnded);
+}
+
+TEST_CASE("the command socket keeps datagrams and their bounds", "[daemon]") {
+  auto sockets = make_command_sockets().value();
+  CHECK_FALSE(receive_command(sockets.second.get()).value().has_value());
+  REQUIRE(send_command(sockets.first.get(), "one").has_value());
+  REQUIRE(send_command(sockets.first.get(), std::string(kCommandBytesMax, 'x')).has_value());
+  CHECK(receive_command(sockets.second.get()).value()->text == "one");
+  CHECK(receive_command(sockets.second.get()).value()->text.size() == kCommandBytesMax);
+
+  const std::string too_long(kCommandBytesMax + 1, 'x');
+  REQUIRE(::write(sockets.first.get(), too_long.data(), too_long.size()) ==
+          static_cast<ssize_t>(too_long.size()));
+  CHECK(receive_command(sockets.second.get()).error().code == Errc::kProtocol);
+
+  Result<void> sent;
+  for (int i = 0; i < 1000 && sent; ++i) sent = send_command(sockets.first.get(), std::string(1000, 'x'));
+  CHECK(sent.error().code == Errc::kLimit);
+
+  sockets.second.reset();
+  CHECK(send_command(sockets.first.get(), "x").error().code == Errc::kClosed);
+}
+
+TEST_CASE("the most descriptors that a command may have arrive", "[daemon]") {
+  auto sockets = make_command_sockets().value();
+  const UniqueFd fd = some_fd();
+  const std::vector<int> fds(kCommandFdsMax, fd.get());
+  REQUIRE(send_command(sockets.first.get(), "x", fds).has_value());
+  CHECK(receive_command(sockets.second.get()).value()->fds.size() == kCommandFdsMax);
+  sockets.first.reset();
+  CHECK(receive_command(sockets.second.get()).error().code == Errc::kClosed);
+}
+
+}  // namespace
+}  // namespace vmbusd::daemon
