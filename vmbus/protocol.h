@@ -96,7 +96,7 @@ enum class Status : std::uint32_t {
 
 // First bytes of every message. [linux: struct vmbus_channel_message_header]
 struct MessageHeader {
-  MessageType type;
+  MessageType type = MessageType::kInvalid;
   std::uint32_t reserved = 0;
 };
 static_assert(kIsWire<MessageHeader, 8>);
@@ -146,7 +146,7 @@ struct InitiateContact {
   MessageHeader header{MessageType::kInitiateContact};
   Version version{};
   std::uint32_t target_vp = 0;  // since 3.0: takes the host's messages; VP 0 does before
-  InitiateTarget target;
+  InitiateTarget target{};
   std::uint64_t parent_to_child_monitor_gpa = 0;
   std::uint64_t child_to_parent_monitor_gpa = 0;
 };
@@ -158,8 +158,8 @@ static_assert(offsetof(InitiateContact, version) == 8 && offsetof(InitiateContac
 
 // Since 6.0 with kFeatureClientId.
 struct InitiateContactWithClientId {
-  InitiateContact contact;
-  Guid client_id;
+  InitiateContact contact{};
+  Guid client_id{};
 };
 static_assert(kIsWire<InitiateContactWithClientId, 56>);
 static_assert(offsetof(InitiateContactWithClientId, client_id) == 40);
@@ -181,7 +181,7 @@ static_assert(offsetof(VersionResponse, version_supported) == 8 &&
 
 // Since 6.0, where the version is supported.
 struct VersionResponseWithFeatures {
-  VersionResponse response;
+  VersionResponse response{};
   std::uint32_t feature_flags = 0;
 };
 static_assert(kIsWire<VersionResponseWithFeatures, 20>);
@@ -189,7 +189,7 @@ static_assert(offsetof(VersionResponseWithFeatures, feature_flags) == 16);
 
 // Since 6.0 with kFeatureServerMonitorPages.
 struct VersionResponseWithMonitorPages {
-  VersionResponseWithFeatures response;
+  VersionResponseWithFeatures response{};
   std::uint32_t reserved = 0;
   std::uint64_t parent_to_child_monitor_gpa = 0;
   std::uint64_t child_to_parent_monitor_gpa = 0;
@@ -239,8 +239,8 @@ inline constexpr std::uint16_t kDedicatedInterrupt = 0x1;  // bit of OfferChanne
 // [linux: struct vmbus_channel_offer_channel]
 struct OfferChannel {
   MessageHeader header{MessageType::kOfferChannel};
-  Guid interface_type;
-  Guid instance;
+  Guid interface_type{};
+  Guid instance{};
   std::array<std::uint8_t, 16> reserved{};
   std::uint16_t flags = 0;           // kOffer*
   std::uint16_t mmio_megabytes = 0;  // MMIO space that the device wants
@@ -359,7 +359,7 @@ static_assert(offsetof(OpenChannel, relid) == 8 && offsetof(OpenChannel, openid)
 
 // Since 6.0 with kFeatureGuestSignalParameters or kFeatureInterruptRedirection.
 struct OpenChannelWithSignals {
-  OpenChannel open;
+  OpenChannel open{};
   std::uint32_t connection_id = 0;
   std::uint16_t event_flag = 0;
   std::uint16_t flags = 0;  // bit 0: redirect the interrupt
@@ -443,24 +443,24 @@ static_assert(kIsWire<CloseReservedResponse, 12> && offsetof(CloseReservedRespon
 // Since 4.0. [linux: struct vmbus_channel_tl_connect_request]
 struct TlConnectRequest {
   MessageHeader header{MessageType::kTlConnectRequest};
-  Guid endpoint;  // the guest's
-  Guid service;
+  Guid endpoint{};  // the guest's
+  Guid service{};
 };
 static_assert(kIsWire<TlConnectRequest, 40>);
 static_assert(offsetof(TlConnectRequest, endpoint) == 8 && offsetof(TlConnectRequest, service) == 24);
 
 // Since 5.2; Linux goes on sending the short form.
 struct TlConnectRequestWithSilo {
-  TlConnectRequest request;
-  Guid silo;
+  TlConnectRequest request{};
+  Guid silo{};
 };
 static_assert(kIsWire<TlConnectRequestWithSilo, 56> && offsetof(TlConnectRequestWithSilo, silo) == 40);
 
 // Since 4.1.
 struct TlConnectResult {
   MessageHeader header{MessageType::kTlConnectResult};
-  Guid endpoint;
-  Guid service;
+  Guid endpoint{};
+  Guid service{};
   Status status = Status::kSuccess;
 };
 static_assert(kIsWire<TlConnectResult, 44>);
