@@ -108,8 +108,9 @@ bool Channel::poll() noexcept {
 
 bool Channel::prepare_sleep() noexcept {
   if (state_ != State::kRunning) return true;
-  // Stalled: stays masked, the guest's signal would be in vain. end_op() makes it active again.
-  const bool sleeps = (stalled_ && in_flight_ > 0) || incoming_.unmask();
+  // Stalled: stays masked, a signal for more packets would be in vain. end_op(), or the guest's signal for
+  // room in the outgoing ring, which no mask holds back, makes it active again.
+  const bool sleeps = (stalled_ && (in_flight_ > 0 || outgoing_.space_armed())) || incoming_.unmask();
   if (!sleeps) return false;
   if (outgoing_.space_armed()) worker_.arm(space_timer_, worker_.now() + kSpacePollInterval);
   return true;

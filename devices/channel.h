@@ -66,7 +66,8 @@ class Channel final : public io::Pollable {
     std::uint32_t sub_channel_index = 0;
     std::uint32_t target_vp = 0;  // checked, or vmbus::kNoInterruptVp
     std::uint32_t event_flag = 0;
-    // First half of the guest's interrupt page, for VMBus versions before 2.4, else nullptr; guest-controlled.
+    // First half of the guest's interrupt page, for VMBus versions before 2.4, else nullptr;
+    // guest-controlled.
     std::uint32_t* interrupt_page = nullptr;
   };
 
@@ -104,8 +105,9 @@ class Channel final : public io::Pollable {
   [[nodiscard]] std::uint32_t in_flight() const { return in_flight_; }
   // The channel is closing or broken: no ring access any more.
   [[nodiscard]] bool stopping() const { return state_ != State::kRunning && state_ != State::kPaused; }
-  // From service(): packets are left in the ring because requests have run out, so there is nothing to do
-  // before an end_op(). Without it the worker would go on polling a ring that is not empty.
+  // From service(): packets are left in the ring for want of requests or of room for answers, so there is
+  // nothing to do before an end_op() or the guest's signal for room. Without it the worker would go on
+  // polling a ring that is not empty.
   void stall() { stalled_ = true; }
   // Has service() called in this turn or the next: there is something to do that no doorbell announces.
   void activate() { worker_.activate(*this); }
