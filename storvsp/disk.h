@@ -1,0 +1,100 @@
+// The back-end interface: what a LUN needs of a disk.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <boost/intrusive/list.hpp>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "io/worker.h"
+
+namespace vmbusd::storvsp {
+
+namespace bi = boost::intrusive;
+
+struct DiskGeometry {
+  std::uint64_t size_bytes = 0;             // a multiple of logical_block_bytes
+  std::uint32_t logical_block_bytes = 512;  // unit of addressing: all offsets and lengths are multiples
+  std::uint32_t physical_block_bytes = 512;
+  bool rotational = false;
+};
+
+enum class DiskOp : std::uint8_t { kRead, kWrite, kFlush };
+
+// What to do with the medium.
+struct DiskIo {
+  DiskOp op = DiskOp::kFlush;
+  bool fua = false;          // kWrite: on the medium before it completes
+  std::uint64_t offset = 0;  // bytes
+  std::uint32_t length = 0;  // bytes, > 0 for kRead and kWrite; at most kMaxTransferBytes
+};
+
+class DiskQueue;
+
+// One operation on its way through a DiskQueue. Owned by whoever submits it; stays until disk_done(). One
+// worker thread.
+class DiskRequest : public io::IoOp {
+ public:
+  using Hook = bi::list_member_hook<bi::link_mode<bi::safe_link>>;
+
+  DiskRequest(const DiskRequest&) = delete;
+  DiskRequest& operator=(const DiskRequest&) = delete;
+
+  // The submitter's: set before DiskQueue::submit().
+  DiskIo io;
+  // Guest memory, io.length bytes in all. The queue changes the entries while it works.
+  std::span<iovec> buffers;
+
+  // The operation is over: 0, or a positive errno. Called once, on the worker, perhaps inside submit(). After
+  // it the queue does not touch the request any more.
+  virtual void disk_done(int error) noexcept = 0;
+
+  void complete(std::int32_t result, std::uint32_t cqe_flags) noexcept final;
+
+  // The queue's, from submit() to disk_done().
+  DiskQueue* queue = nullptr;
+  Hook queue_hook;  // in one of the queue's lists
+  std::uint32_t bytes_done = 0;
+  std::uint32_t retries = 0;  // in a row without progress
+  std::byte* bounce = nullptr;
+  iovec bounce_vector{};
+
+ protected:
+  DiskRequest() = default;
+  ~DiskRequest() = default;
+};
+
+// One channel's access to one disk: operations of different queues do not wait for each other. One worker
+// thread, which also opens it; closed with nothing in flight.
+class DiskQueue {
+ public:
+  virtual ~DiskQueue() = default;
+
+  // Takes any number of operations: what cannot start yet waits in the queue, its owner's pool is the bound.
+  virtual void submit(DiskRequest& request) noexcept = 0;
+  // For good: ends early what can be ended, with ECANCELED; what the kernel has begun completes as it will.
+  // Memory that buffers name is not touched by the daemon itself any more (the kernel still may, until
+  // disk_done).
+  virtual void cancel() noexcept = 0;
+
+  // For DiskRequest: the CQE of an SQE that had `request` as its IoOp.
+  virtual void completed(DiskRequest& request, std::int32_t result) noexcept = 0;
+};
+
+inline void DiskRequest::complete(std::int32_t result, std::uint32_t /*cqe_flags*/) noexcept {
+  queue->completed(*this, result);
+}
+
+// The medium. Shared by the channels of a controller, on any worker: immutable while queues are open.
+class Disk {
+ public:
+  virtual ~Disk() = default;
+
+  [[nodiscard]] virtual const DiskGeometry& geometry() const = 0;
+  // Worker thread of `worker`. The disk outlives the queue.
+  [[nodiscard]] virtual std::unique_ptr<DiskQueue> open_queue(io::Worker& worker) = 0;
+};
+
+}  // namespace vmbusd::storvsp

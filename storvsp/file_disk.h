@@ -1,0 +1,53 @@
+// A disk in a raw file or on a block device.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "base/fd.h"
+#include "base/result.h"
+#include "storvsp/disk.h"
+
+namespace vmbusd::storvsp {
+
+// What a descriptor says of the file behind it.
+struct FileProbe {
+  std::uint64_t size_bytes = 0;
+  std::uint32_t logical_block_bytes = 512;   // smallest unit that it can read and write
+  std::uint32_t physical_block_bytes = 512;  // unit without read-modify-write
+  std::uint32_t memory_alignment = 1;        // of buffers' addresses and lengths; 1: none
+  bool direct = false;                       // opened with O_DIRECT
+  bool writable = false;                     // opened for writing, and the device is not read-only
+  bool block_device = false;
+  bool rotational = false;
+};
+
+// Errc::kConfig: neither a regular file nor a block device, or not open for reading; Errc::kOs: it cannot be
+// examined. Any thread; may read from the file.
+[[nodiscard]] Result<FileProbe> probe_file(int fd);
+
+// Reads and writes go by io_uring straight between the file and the buffers. Only buffers that O_DIRECT
+// cannot take (alignment) are copied through a bounded pool of the queue.
+class FileDisk final : public Disk {
+ public:
+  struct Options {
+    std::uint32_t max_transfer_bytes = 1u << 20;  // of one request
+    bool ignore_flush = false;                    // CacheMode::kUnsafe
+  };
+
+  // `geometry` was made from the probe: its blocks are not smaller than the file's.
+  FileDisk(UniqueFd fd, const FileProbe& probe, const DiskGeometry& geometry, const Options& options);
+
+  [[nodiscard]] const DiskGeometry& geometry() const override { return geometry_; }
+  [[nodiscard]] std::unique_ptr<DiskQueue> open_queue(io::Worker& worker) override;
+
+ private:
+  friend class FileQueue;
+
+  UniqueFd fd_;
+  FileProbe probe_;
+  DiskGeometry geometry_;
+  Options options_;
+};
+
+}  // namespace vmbusd::storvsp

@@ -1,0 +1,214 @@
+#include "storvsp/scsi_target.h"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+
+#include "storvsp/scsi_handlers.h"
+
+namespace vmbusd::storvsp {
+namespace {
+
+using scsi::Opcode;
+constexpr DataDirection kNone = DataDirection::kNone;
+constexpr DataDirection kIn = DataDirection::kIn;
+constexpr DataDirection kOut = DataDirection::kOut;
+
+// `bits` are those of the CDB's bytes behind the first; the control byte at the end takes none: NACA and LINK
+// ask for what we do not do.
+consteval CommandEntry command(Opcode opcode, std::uint8_t cdb_length, DataDirection direction,
+                               ScsiHandler handler, std::array<std::uint8_t, 15> bits,
+                               std::int16_t service_action = CommandEntry::kNoServiceAction) {
+  CommandEntry entry{opcode, service_action, cdb_length, direction, {}, handler};
+  entry.usage[0] = static_cast<std::uint8_t>(opcode);
+  for (std::size_t i = 1; i < 16; ++i) entry.usage[i] = i < cdb_length ? bits[i - 1] : 0xff;
+  return entry;
+}
+
+// Bits 7:5 of byte 1 of six-byte CDBs held the LUN in SCSI-2: initiators of that age may still set them.
+constexpr std::uint8_t kOldLun = 0xe0;
+// Byte 1 of READ and WRITE: DPO (a hint) and FUA; protection information is not there.
+constexpr std::uint8_t kDpoFua = 0x18;
+constexpr std::uint8_t kDpoBytchk = 0x16;
+// SYNC_NV was a weaker promise, IMMED a quicker answer: a full flush first satisfies both.
+constexpr std::uint8_t kSyncNvImmed = 0x06;
+constexpr std::uint8_t kGroup = 0x1f;  // grouping is for statistics: ignored
+
+constexpr std::array kCommands = {
+    command(Opcode::kTestUnitReady, 6, kNone, test_unit_ready, {kOldLun}),
+    command(Opcode::kRequestSense, 6, kIn, request_sense, {kOldLun | 0x01, 0, 0, 0xff}),
+    command(Opcode::kRead6, 6, kIn, read6, {kOldLun | 0x1f, 0xff, 0xff, 0xff}),
+    command(Opcode::kWrite6, 6, kOut, write6, {kOldLun | 0x1f, 0xff, 0xff, 0xff}),
+    command(Opcode::kInquiry, 6, kIn, inquiry, {kOldLun | 0x01, 0xff, 0xff, 0xff}),
+    command(Opcode::kModeSelect6, 6, kOut, mode_select6, {kOldLun | 0x11, 0, 0, 0xff}),
+    command(Opcode::kModeSense6, 6, kIn, mode_sense6, {kOldLun | 0x08, 0xff, 0xff, 0xff}),
+    command(Opcode::kStartStopUnit, 6, kNone, start_stop_unit, {kOldLun | 0x01, 0, 0x0f, 0xf7}),
+    command(Opcode::kSendDiagnostic, 6, kNone, send_diagnostic, {0xf7, 0, 0xff, 0xff}),
+    command(Opcode::kPreventAllowMediumRemoval, 6, kNone, prevent_allow_medium_removal,
+            {kOldLun, 0, 0, 0x03}),
+    command(Opcode::kReadCapacity10, 10, kIn, read_capacity10, {kOldLun, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01}),
+    command(Opcode::kRead10, 10, kIn, read10, {kDpoFua, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
+    command(Opcode::kWrite10, 10, kOut, write10, {kDpoFua, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
+    command(Opcode::kVerify10, 10, kNone, verify10, {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
+    command(Opcode::kSynchronizeCache10, 10, kNone, synchronize_cache10,
+            {kSyncNvImmed, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
+    command(Opcode::kModeSelect10, 10, kOut, mode_select10, {0x11, 0, 0, 0, 0, 0, 0xff, 0xff}),
+    command(Opcode::kModeSense10, 10, kIn, mode_sense10, {0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff}),
+    command(Opcode::kRead16, 16, kIn, read16,
+            {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    command(Opcode::kWrite16, 16, kOut, write16,
+            {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    command(Opcode::kVerify16, 16, kNone, verify16,
+            {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    command(Opcode::kSynchronizeCache16, 16, kNone, synchronize_cache16,
+            {kSyncNvImmed, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    command(Opcode::kServiceActionIn16, 16, kIn, read_capacity16,
+            {0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01},
+            scsi::kReadCapacity16),
+    command(Opcode::kReportLuns, 12, kIn, report_luns, {0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}),
+    command(Opcode::kRead12, 12, kIn, read12,
+            {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    command(Opcode::kWrite12, 12, kOut, write12,
+            {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    command(Opcode::kVerify12, 12, kNone, verify12,
+            {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+};
+static_assert(std::is_sorted(kCommands.begin(), kCommands.end(),
+                             [](const CommandEntry& a, const CommandEntry& b) {
+                               return a.opcode < b.opcode;
+                             }));
+
+constexpr std::uint8_t kNotThere = 0xff;
+
+// From opcode to the index of its first entry.
+constexpr std::array<std::uint8_t, 256> kFirstEntry = [] {
+  std::array<std::uint8_t, 256> first{};
+  for (std::uint8_t& index : first) index = kNotThere;
+  for (std::size_t i = kCommands.size(); i-- > 0;) {
+    first[static_cast<std::uint8_t>(kCommands[i].opcode)] = static_cast<std::uint8_t>(i);
+  }
+  return first;
+}();
+static_assert(kCommands.size() < kNotThere);
+
+// The first byte with a bit that its entry does not know.
+ScsiNext reserved_bit_set(const CommandEntry& entry, const ScsiCommand& command, ScsiResult& result) {
+  for (std::uint16_t byte = 1; byte < entry.cdb_length; ++byte) {
+    const auto wrong = static_cast<std::uint8_t>(command.cdb[byte] & ~entry.usage[byte]);
+    if (wrong == 0) continue;
+    return invalid_cdb(result, scsi::Asc::kInvalidFieldInCdb,
+                       {byte, static_cast<std::uint8_t>(std::bit_width(wrong) - 1)});
+  }
+  return succeed(result);
+}
+
+bool has_reserved_bits(const CommandEntry& entry, const ScsiCommand& command) {
+  std::array<std::uint64_t, 2> cdb;
+  std::array<std::uint64_t, 2> usage;
+  std::memcpy(&cdb, command.cdb.data(), sizeof cdb);
+  std::memcpy(&usage, entry.usage.data(), sizeof usage);
+  return ((cdb[0] & ~usage[0]) | (cdb[1] & ~usage[1])) != 0;
+}
+
+}  // namespace
+
+std::span<const CommandEntry> command_table() {
+  return kCommands;
+}
+
+const CommandEntry* find_command(const ScsiCommand& command, ScsiResult& result) {
+  const std::uint8_t opcode = command.cdb[0];
+  std::size_t index = command.cdb_length == 0 ? kNotThere : kFirstEntry[opcode];
+  if (index == kNotThere) {
+    invalid_cdb(result, scsi::Asc::kInvalidCommandOperationCode, {0});
+    return nullptr;
+  }
+  if (kCommands[index].service_action == CommandEntry::kNoServiceAction) return &kCommands[index];
+  const std::int16_t action = command.cdb[1] & 0x1f;
+  for (; index < kCommands.size() && static_cast<std::uint8_t>(kCommands[index].opcode) == opcode; ++index) {
+    if (kCommands[index].service_action == action) return &kCommands[index];
+  }
+  invalid_cdb(result, scsi::Asc::kInvalidFieldInCdb, {1, 4});
+  return nullptr;
+}
+
+bool check_command(const CommandEntry& entry, const ScsiCommand& command, ScsiResult& result) {
+  if (command.cdb_length < entry.cdb_length) {
+    check_condition(result, scsi::SenseKey::kIllegalRequest, scsi::Asc::kInvalidFieldInCdb);
+    return false;
+  }
+  if (has_reserved_bits(entry, command)) {
+    reserved_bit_set(entry, command, result);
+    return false;
+  }
+  // The guest's buffer may not be writable where it says that it gives data.
+  if (entry.direction != kNone && command.data_length != 0 && command.direction != entry.direction) {
+    check_condition(result, scsi::SenseKey::kIllegalRequest, scsi::Asc::kInvalidFieldInCdb);
+    return false;
+  }
+  return true;
+}
+
+ScsiNext LogicalUnit::execute(const ScsiCommand& command, ScsiResult& result, DiskIo& io) noexcept {
+  const CommandEntry* const entry = find_command(command, result);
+  if (entry == nullptr || !check_command(*entry, command, result)) return ScsiNext::kComplete;
+  return entry->handler(*this, command, result, io);
+}
+
+void LogicalUnit::finish(const DiskIo& io, int error, ScsiResult& result) noexcept {
+  using scsi::Asc;
+  using scsi::SenseKey;
+  switch (error) {
+    case 0:
+      succeed(result);
+      result.transferred = io.length;
+      return;
+    // The medium. The kernel's block layer says EIO, ENODATA (medium) and EILSEQ (protection information).
+    case EIO:
+    case ENODATA:
+    case EILSEQ:
+    case EBADMSG:
+    case EUCLEAN:
+      check_condition(result, SenseKey::kMediumError,
+                      io.op == DiskOp::kRead ? Asc::kUnrecoveredReadError : Asc::kWriteError);
+      return;
+    // No room behind a thin disk. Guests tell the writer so, and do not try again.
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+      check_condition(result, SenseKey::kDataProtect, Asc::kSpaceAllocationFailedWriteProtect);
+      return;
+    case EROFS:
+    case EPERM:
+    case EACCES:
+      check_condition(result, SenseKey::kDataProtect, Asc::kWriteProtected);
+      return;
+    // May go well another time: guests try again, a few times.
+    case ENOMEM:
+    case EAGAIN:
+    case EINTR:
+    case EBUSY:
+    case ECANCELED:
+      check_condition(result, SenseKey::kAbortedCommand, Asc::kNone);
+      return;
+    default:
+      check_condition(result, SenseKey::kHardwareError, Asc::kInternalTargetFailure);
+      return;
+  }
+}
+
+bool execute_without_lun(const ScsiCommand& command, ScsiResult& result) noexcept {
+  const auto opcode = static_cast<Opcode>(command.cdb[0]);
+  if (opcode != Opcode::kInquiry && opcode != Opcode::kReportLuns) return false;
+  const CommandEntry* const entry = find_command(command, result);
+  if (entry == nullptr || !check_command(*entry, command, result)) return true;
+  if (opcode == Opcode::kInquiry) {
+    inquiry_without_lun(command, result);
+  } else {
+    report_luns(command, result);
+  }
+  return true;
+}
+
+}  // namespace vmbusd::storvsp

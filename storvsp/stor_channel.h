@@ -1,0 +1,124 @@
+// VSTOR over one channel of a storage controller: SRBs in, completions out.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <boost/intrusive/list.hpp>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "devices/channel.h"
+#include "ringbuffer/gpa_direct.h"
+#include "storvsp/disk.h"
+#include "storvsp/lazy_memory.h"
+#include "storvsp/scsi_target.h"
+#include "storvsp/vstor.h"
+#include "storvsp/vstor_session.h"
+
+namespace vmbusd::storvsp {
+
+inline constexpr std::size_t kLunSlots = 64;
+
+// What the channels of a controller share; made before the first opens, destroyed after the last closed.
+struct ControllerState {
+  struct Lun {
+    std::unique_ptr<Disk> disk;  // nullptr: no such LUN
+    std::unique_ptr<LogicalUnit> unit;
+  };
+
+  VstorLimits limits;
+  std::array<Lun, kLunSlots> luns;
+  // The version that the primary channel's guest agreed on, once it has ended its initialisation; else 0.
+  // Stored by the primary's worker, loaded by the control thread when a sub-channel opens.
+  std::atomic<std::uint16_t> ready_version{0};
+};
+
+class StorChannel;
+
+// One packet of the guest's, until its completion stands in the ring. Pool: StorChannel::requests_.
+class StorRequest final : public DiskRequest {
+ public:
+  using Hook = bi::list_member_hook<bi::link_mode<bi::safe_link>>;
+
+  void disk_done(int error) noexcept override;
+
+  StorChannel* channel = nullptr;
+  Hook hook;  // in exactly one of: free, outstanding, waiting for ring space, resets
+  std::uint64_t transaction_id = 0;
+  std::uint64_t sequence = 0;  // of arrival
+  std::uint32_t answer_size = 0;
+  bool answer_wanted = false;
+  vstor::SrbPacket packet;  // the guest's; becomes the answer
+
+  // Host memory of the guest's buffer. Most buffers are a few pieces; longer lists go to `long_vectors`,
+  // whose pages cost memory only from then on.
+  static constexpr std::size_t kShortVectors = 8;
+  std::array<iovec, kShortVectors> short_vectors;
+  std::span<iovec> long_vectors;
+};
+
+// The path of a request, all on the channel's worker:
+//
+//   service(): free -> read from the ring -> LogicalUnit -> answered at once
+//                                                        -> outstanding, in a DiskQueue -> disk_done()
+//   answer: into the outgoing ring, or waiting for space there -> free
+//
+// The pool bounds what the guest makes us hold: without a free request the ring is not read. Nothing is
+// allocated, and no lock taken, after start().
+class StorChannel final : public devices::ChannelHandler {
+ public:
+  using OfferSubChannels = std::function<void(std::uint32_t count)>;
+
+  // The primary channel. `state` outlives it. `offer_sub_channels` may be called on the worker.
+  StorChannel(ControllerState& state, OfferSubChannels offer_sub_channels);
+  // A sub-channel of a guest that agreed on `version`.
+  StorChannel(ControllerState& state, std::uint16_t version);
+  ~StorChannel() override;
+
+  void start(devices::Channel& channel) override;
+  [[nodiscard]] Result<bool> service(std::uint32_t budget) override;
+  void stop() override;
+
+ private:
+  friend class StorRequest;
+  using List = bi::list<StorRequest, bi::member_hook<StorRequest, StorRequest::Hook, &StorRequest::hook>,
+                        bi::constant_time_size<false>>;
+
+  [[nodiscard]] Result<void> allocate();
+  void receive(const ring::Packet& packet);
+  void execute(StorRequest& request, const ring::Packet& packet);
+  [[nodiscard]] bool map_buffer(StorRequest& request, const ring::Packet& packet, std::uint32_t length,
+                                bool writable);
+  void reset(StorRequest& request);
+  void finish_resets();
+  void disk_done(StorRequest& request, int error);
+  void answer(StorRequest& request);
+  // False: the outgoing ring is full, and the guest will signal when it is not.
+  [[nodiscard]] Result<bool> write_waiting_answers();
+  [[nodiscard]] Result<bool> write_answer(const StorRequest& request);
+  void release(StorRequest& request) { free_.push_front(request); }
+
+  ControllerState& state_;
+  OfferSubChannels offer_sub_channels_;
+  bool primary_;
+  VstorSession session_;
+  devices::Channel* channel_ = nullptr;
+  std::optional<Error> broken_;  // found outside service(), which reports it
+
+  std::array<std::unique_ptr<DiskQueue>, kLunSlots> queues_;
+  std::uint64_t luns_ = 0;  // bit n: LUN n is there
+  LazyMemory vector_memory_;
+  std::unique_ptr<StorRequest[]> requests_;
+  std::vector<ring::GpaSegment> segments_;  // scratch of map_buffer()
+  std::uint64_t next_sequence_ = 0;
+
+  List free_;
+  List outstanding_;  // in order of arrival
+  List answers_;      // that wait for ring space
+  List resets_;       // that wait for requests before them
+};
+
+}  // namespace vmbusd::storvsp
