@@ -11,6 +11,7 @@
 #include "base/guid.h"
 #include "base/result.h"
 #include "devices/device.h"
+#include "netvsp/counters.h"
 #include "netvsp/mac_address.h"
 
 namespace vmbusd::netvsp {
@@ -44,20 +45,6 @@ struct NicConfig {
   std::string friendly_name;               // what Linux shows as ifalias; empty: none
   // kNull only: bytes of the frames that it invents as fast as they are taken (60..mtu + 14); 0: none.
   std::uint32_t null_receive_bytes = 0;
-};
-
-// Of one queue, since the NIC was made.
-struct QueueCounters {
-  std::uint64_t tx_packets = 0;  // a large send counts once
-  std::uint64_t tx_bytes = 0;
-  std::uint64_t tx_dropped = 0;   // could not be sent: back end down, or stuck while the guest starves
-  std::uint64_t tx_rejected = 0;  // malformed, too long or with a foreign source address
-  std::uint64_t rx_packets = 0;   // a coalesced packet counts once
-  std::uint64_t rx_bytes = 0;
-  std::uint64_t rx_dropped = 0;           // too long for the guest, or no room when it had to be split
-  std::uint64_t rx_filtered = 0;          // not wanted by the guest's packet filter
-  std::uint64_t tx_completions = 0;       // packets of the ring, each with one frame or more
-  std::uint64_t rx_transfer_packets = 0;  // packets of the ring, each with one frame or more
 };
 
 struct NicStatus {
