@@ -1,0 +1,78 @@
+#include "vmm/console.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+namespace vmbusd::vmm {
+
+Result<Console> Console::open(const std::string& where) {
+  Console console;
+  if (where == "none") return console;
+  if (where != "stdio") {
+    console.file_.reset(::open(where.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    if (!console.file_) return fail_os(errno, "cannot open the console's file");
+    console.output_ = console.file_.get();
+    return console;
+  }
+  console.output_ = STDOUT_FILENO;
+  console.input_ = STDIN_FILENO;
+  if (::isatty(STDIN_FILENO) == 1 && ::tcgetattr(STDIN_FILENO, &console.saved_) == 0) {
+    termios raw = console.saved_;
+    ::cfmakeraw(&raw);
+    raw.c_oflag |= OPOST;  // log lines on the same terminal need their carriage returns
+    console.raw_ = ::tcsetattr(STDIN_FILENO, TCSANOW, &raw) == 0;
+  }
+  return console;
+}
+
+Console::Console(Console&& other) noexcept
+    : file_(std::move(other.file_)),
+      output_(std::exchange(other.output_, -1)),
+      input_(std::exchange(other.input_, -1)),
+      raw_(std::exchange(other.raw_, false)),
+      saved_(other.saved_) {}
+
+Console::~Console() {
+  if (raw_) ::tcsetattr(STDIN_FILENO, TCSANOW, &saved_);
+}
+
+void Console::write(std::span<const std::uint8_t> bytes) {
+  if (output_ < 0) return;
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(output_, bytes.data(), bytes.size());
+    if (written >= 0) {
+      bytes = bytes.subspan(static_cast<std::size_t>(written));
+    } else if (errno == EAGAIN) {  // somebody else made the pipe or terminal non-blocking
+      pollfd ready = {output_, POLLOUT, 0};
+      if (::poll(&ready, 1, -1) < 0 && errno != EINTR) return;
+    } else if (errno != EINTR) {
+      return;
+    }
+  }
+}
+
+std::span<std::uint8_t> EscapeFilter::filter(std::span<std::uint8_t> bytes, bool& quit) {
+  constexpr std::uint8_t kControlA = 0x01;
+  std::size_t kept = 0;
+  for (const std::uint8_t byte : bytes) {
+    if (escaped_) {
+      escaped_ = false;
+      if (byte == 'x') {
+        quit = true;
+        break;
+      }
+      if (byte == kControlA) bytes[kept++] = byte;
+    } else if (byte == kControlA) {
+      escaped_ = true;
+    } else {
+      bytes[kept++] = byte;
+    }
+  }
+  return bytes.first(kept);
+}
+
+}  // namespace vmbusd::vmm

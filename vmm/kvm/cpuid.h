@@ -1,0 +1,26 @@
+// What the guest's CPUID says: the host's features, the machine's topology, Hyper-V's identity.
+#pragma once
+
+#include <linux/kvm.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace vmbusd::vmm::kvm {
+
+struct CpuidConfig {
+  std::span<const kvm_cpuid_entry2> host;     // KVM_GET_SUPPORTED_CPUID
+  std::span<const kvm_cpuid_entry2> hyper_v;  // KVM_GET_SUPPORTED_HV_CPUID
+  std::uint32_t vcpus;
+  bool tsc_deadline_timer;  // KVM_CAP_TSC_DEADLINE_TIMER
+};
+
+// The table for the vCPU with local APIC id `apic_id`. Of Hyper-V's leaves it has what KVM implements and a
+// VMBus guest makes use of, never more than config.hyper_v offers. [reference: vmbus 1.2]
+[[nodiscard]] std::vector<kvm_cpuid_entry2> build_cpuid(const CpuidConfig& config, std::uint32_t apic_id);
+
+// What a VMBus guest needs and `hyper_v` does not offer, in words; nullptr where nothing is missing.
+[[nodiscard]] const char* missing_hyper_v_feature(std::span<const kvm_cpuid_entry2> hyper_v);
+
+}  // namespace vmbusd::vmm::kvm
