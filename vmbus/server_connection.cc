@@ -137,6 +137,7 @@ void ServerCore::unload() {
 }
 
 void ServerCore::reset() {
+  drop_queued_messages();
   last_peer_.reset();
   contact_after_.reset();
   unload_after_ = false;
@@ -151,7 +152,6 @@ void ServerCore::reset() {
 void ServerCore::disconnect() {
   VMBUSD_ASSERT(connected());
   phase_ = Phase::kDisconnecting;
-  drop_queued_messages();
   gpadls_.abandon_all();
   for (auto& [relid, channel] : channels_) {
     channel.queued_open.reset();

@@ -4,12 +4,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <map>
+#include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -48,9 +50,10 @@ std::string describe_message(std::span<const std::byte> bytes);
 inline constexpr std::uint32_t kVpCount = 4;
 inline constexpr Gpn kGuestPages = 0x10000;  // 256 MiB of guest memory, from GPA 0
 
-class Surroundings final : public ServerEvents {
+class Surroundings : public ServerEvents {
  public:
   explicit Surroundings(const ServerLimits& limits = {}) : server(*this, kVpCount, log, limits) {}
+  virtual ~Surroundings() = default;
 
   // What happened since the last call, in order: messages as describe_message() has them, with "@VP " before
   // where the VP is not 0, and events as "open 1", "close 1", "retarget 1 3", "release 1 0x10", "gone 1",
