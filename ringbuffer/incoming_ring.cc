@@ -60,8 +60,9 @@ bool IncomingRing::unmask() {
 }
 
 Result<std::uint32_t> IncomingRing::readable() {
-  // acquire: as in next(), which reads the packets without loading the index again.
-  const std::uint32_t write_index = shared(&ControlPage::write_index).load(std::memory_order_acquire);
+  // seq_cst: an acquire as in next(), which reads the packets without loading the index again; and behind
+  // release()'s full barrier for a consumer that leaves the mask clear and looks once more before it sleeps.
+  const std::uint32_t write_index = shared(&ControlPage::write_index).load(std::memory_order_seq_cst);
   if (!valid_index(write_index, size())) {
     return fail(Errc::kRingCorrupt, "write_index is outside the ring or misaligned");
   }
