@@ -30,14 +30,13 @@ constexpr std::size_t kSerialBytesMax = 36;
 constexpr std::uint64_t kDiskBytesMax = std::uint64_t{1} << 50;  // of a disk without an image
 
 // Text of the operator's file as it may stand in a message: no control characters, not endless.
-std::string printable(std::string_view text) {
-  constexpr std::size_t kShown = 80;
+std::string printable(std::string_view text, std::size_t size_max = 80) {
   std::string out;
-  for (const char c : text.substr(0, kShown)) {
+  for (const char c : text.substr(0, size_max)) {
     const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
     out += control ? '?' : c;
   }
-  if (text.size() > kShown) out += "...";
+  if (text.size() > size_max) out += "...";
   return out;
 }
 
@@ -470,7 +469,7 @@ ParsedConfig parse_config(std::string_view text, std::string_view directory) {
   } else {
     const toml::parse_error& error = parsed.error();
     problems.add(static_cast<std::uint32_t>(error.source().begin.line), "",
-                 fmt::format("not TOML: {}", printable(error.description())));
+                 fmt::format("not TOML: {}", printable(error.description(), 300)));
   }
   return {std::move(config), problems.take()};
 }

@@ -27,7 +27,6 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   CLI::Option* worker = app.add_option("--partition-worker", options.partition_worker_fd)
                             ->check(CLI::NonNegativeNumber)
                             ->group("");
-  config->excludes(worker);
   app.footer("Exit status: 0 success, 1 failure while running, 2 wrong command line or configuration.");
 
   try {

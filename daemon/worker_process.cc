@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 #include <spawn.h>
-#include <sys/pidfd.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -91,7 +91,8 @@ Result<std::shared_ptr<WorkerProcess>> WorkerProcess::spawn(boost::asio::io_cont
   const int refused =
       ::posix_spawn(&pid, "/proc/self/exe", setup.actions(), setup.attributes(), arguments.data(), environ);
   if (refused != 0) return fail_os(refused, "cannot start a worker process");
-  UniqueFd process(::pidfd_open(pid, 0));
+  // glibc 2.36 declares pidfd_open() without C linkage.
+  UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!process) {
     const int os_error = errno;
     ::kill(pid, SIGKILL);
