@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <filesystem>
 #include <iostream>
 
 #include "vmm/memory_map.h"
@@ -31,8 +32,14 @@ constexpr std::uint64_t kHugePage = 2 * kMiB;
 std::string check_memory(const std::string& text) {
   const std::optional<std::uint64_t> size = parse_size(text);
   if (size && *size >= kMemorySizeMin && *size <= kMemorySizeMax && *size % kMemoryUnit == 0) return {};
-  return fmt::format("'{}' is none; give a size of whole MiB from {}M to {}G, such as 1G or 512M", text,
+  return fmt::format("'{}' will not do; give a size of whole MiB from {}M to {}G, such as 1G or 512M", text,
                      kMemorySizeMin / kMiB, kMemorySizeMax / kGiB);
+}
+
+std::string check_file(const std::string& text) {
+  std::error_code error;
+  if (std::filesystem::is_regular_file(text, error)) return {};
+  return fmt::format("'{}' is not a file", text);
 }
 
 std::string check_cpus(const std::string& text) {
@@ -40,7 +47,7 @@ std::string check_cpus(const std::string& text) {
   const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), count);
   if (error == std::errc{} && rest == text.data() + text.size() && count >= 1 && count <= kMaxVcpus)
     return {};
-  return fmt::format("'{}' is none; give a number from 1 to {}", text, kMaxVcpus);
+  return fmt::format("'{}' will not do; give a number from 1 to {}", text, kMaxVcpus);
 }
 
 }  // namespace
@@ -70,10 +77,10 @@ std::variant<Options, ExitStatus> parse_options(int argc, const char* const* arg
   app.add_option("--kernel", vm.boot.kernel_path, "bzImage or ELF vmlinux to boot")
       ->required()
       ->type_name("FILE")
-      ->check(CLI::ExistingFile);
+      ->check(CLI::Validator(check_file, ""));
   app.add_option("--initrd", vm.boot.initrd_path, "initial RAM disk")
       ->type_name("FILE")
-      ->check(CLI::ExistingFile);
+      ->check(CLI::Validator(check_file, ""));
   app.add_option("--append", vm.boot.command_line, "kernel command line")->type_name("TEXT");
   app.add_option("--cpus", vm.vcpus, fmt::format("virtual processors, 1 to {}", kMaxVcpus))
       ->type_name("N")
