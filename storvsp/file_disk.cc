@@ -123,7 +123,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
 
   ~FileQueue() override {
     VMBUSD_ASSERT(in_flight_.empty() && backlog_.empty() && bounce_waiting_.empty());
-    worker_.deactivate(*this);
+    VMBUSD_ASSERT(!poll_hook.is_linked());
   }
 
   void submit(DiskRequest& request) noexcept override {
@@ -148,6 +148,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
         finish(request, ECANCELED);
       }
     }
+    worker_.deactivate(*this);
     // What io_uring has queued but not begun ends early. A request that finds no SQE here just takes its
     // time.
     for (DiskRequest& request : in_flight_) {
