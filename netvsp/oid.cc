@@ -5,11 +5,12 @@
 #include <optional>
 #include <string_view>
 
+#include "netvsp/rndis_packet.h"
+
 namespace vmbusd::netvsp {
 
 namespace {
 
-constexpr std::uint32_t kEthernetHeaderSize = 14;
 constexpr std::uint32_t kMicrosoftVendorId = 0x155d;  // drivers match Hyper-V's NIC by it
 constexpr std::uint32_t kBufferSpace = 262144;        // as Hyper-V
 constexpr std::uint16_t kDriverVersion = 0x0100;

@@ -1,0 +1,83 @@
+// RNDIS data messages: reading the guest's, laying out ours.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/result.h"
+#include "netvsp/rndis.h"
+
+namespace vmbusd::netvsp {
+
+inline constexpr std::uint32_t kEthernetHeaderSize = 14;
+
+// The per-packet infos of a transmitted message that we act on; others are ignored.
+struct TransmitInfo {
+  bool has_checksum = false;
+  bool has_large_send = false;
+  bool has_vlan = false;
+  std::uint32_t checksum = 0;    // kTxChecksum*
+  std::uint32_t large_send = 0;  // kLargeSend*
+  std::uint32_t vlan = 0;        // vlan_info_from_tci()
+};
+
+struct TransmitMessage {
+  std::uint32_t message_length;
+  std::uint32_t frame_offset;  // from the message's start
+  std::uint32_t frame_size;    // at least kEthernetHeaderSize
+  TransmitInfo info;
+};
+
+// Bytes of a message that must be at hand for parse_transmit_message(), unless it is shorter: the header and
+// all infos. Drivers need less than half of it.
+inline constexpr std::uint32_t kMessageHeadMax = 256;
+
+// Parses a PACKET message. `head`: private copy of its first bytes; `available`: how many bytes there are in
+// all, other messages behind included. Errc::kBadMessage where a length or offset lies, or infos lie outside
+// `head`.
+[[nodiscard]] Result<TransmitMessage> parse_transmit_message(std::span<const std::byte> head,
+                                                             std::uint64_t available);
+
+// How a sub-allocation of the receive buffer is used. The frame is read straight into it, before we know
+// which infos it will have, so it always begins behind room for all of them:
+//
+//   0           44                 112                              size - 36
+//   | RndisPacket | Ppi x 0..4 | gap | frame or fragment of it        | unused |
+//
+// The infos that are there stand right behind the header. [linux: rndis_filter_receive_data; dpdk:
+// hn_rndis_rx_data: both take the data where data_offset says]
+inline constexpr std::uint32_t kReceiveFrameOffset = 112;
+inline constexpr std::uint32_t kReceiveInfosMax = 4;
+static_assert(sizeof(RndisPacket) + kReceiveInfosMax * sizeof(Ppi) <= kReceiveFrameOffset);
+// New Windows guests keep the end of each sub-allocation for themselves. [reference: netvsp 2.3]
+inline constexpr std::uint32_t kReceiveTail = 36;
+
+// The head of a received message under construction.
+struct ReceiveHead {
+  RndisPacket packet;
+  Ppi infos[kReceiveInfosMax];
+
+  void add(PpiType type, std::uint32_t data) {
+    infos[packet.ppi_length / sizeof(Ppi)] = {{sizeof(Ppi), type, sizeof(PpiHeader)}, data};
+    packet.ppi_length += sizeof(Ppi);
+  }
+  // Bytes of it that are to be written.
+  [[nodiscard]] std::uint32_t size() const {
+    return static_cast<std::uint32_t>(sizeof packet) + packet.ppi_length;
+  }
+};
+static_assert(offsetof(ReceiveHead, infos) == sizeof(RndisPacket));
+
+// A head without infos for a frame (or fragment) of `frame_size` bytes that stands at `frame_offset`.
+[[nodiscard]] inline ReceiveHead make_receive_head(std::uint32_t frame_offset, std::uint32_t frame_size) {
+  ReceiveHead head;  // infos are written as they are added
+  head.packet = {};
+  head.packet.header = {RndisType::kPacket, frame_offset + frame_size};
+  head.packet.data_offset = frame_offset - kRndisOffsetBase;
+  head.packet.data_length = frame_size;
+  head.packet.ppi_offset = sizeof(RndisPacket) - kRndisOffsetBase;
+  return head;
+}
+
+}  // namespace vmbusd::netvsp
