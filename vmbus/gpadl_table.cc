@@ -126,18 +126,6 @@ void GpadlTable::abandon(Relid relid) {
   }
 }
 
-void GpadlTable::abandon_all() {
-  for (auto entry = entries_.begin(); entry != entries_.end();) {
-    entry->second.answer = false;
-    if (entry->second.state == State::kAssembling) {
-      entry = erase(entry);
-      continue;
-    }
-    if (entry->second.state == State::kLive) entry->second.state = State::kWanted;
-    ++entry;
-  }
-}
-
 std::vector<std::shared_ptr<const Gpadl>> GpadlTable::take_wanted(Relid relid) {
   std::vector<std::shared_ptr<const Gpadl>> taken;
   for (auto entry = first_of(relid); entry != entries_.end() && entry->first.relid == relid; ++entry) {

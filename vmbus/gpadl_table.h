@@ -52,8 +52,6 @@ class GpadlTable {
   void want_release(Relid relid, GpadlId id, bool answer);
   // The guest leaves the channel: those being assembled go, live ones are wanted back without an answer.
   void abandon(Relid relid);
-  // The guest leaves altogether: as abandon() for all, and no answer is owed any more.
-  void abandon_all();
   // Moves a channel's wanted ones to releasing and returns them.
   [[nodiscard]] std::vector<std::shared_ptr<const Gpadl>> take_wanted(Relid relid);
   // Forgets one that is being assembled or released; returns whether TORNDOWN is owed.

@@ -152,14 +152,11 @@ void ServerCore::reset() {
 void ServerCore::disconnect() {
   VMBUSD_ASSERT(connected());
   phase_ = Phase::kDisconnecting;
-  gpadls_.abandon_all();
   for (auto& [relid, channel] : channels_) {
+    gpadls_.abandon(relid);
     channel.queued_open.reset();
     channel.open_result.reset();
-    if (!channel.primary() && channel.offer_state == OfferState::kOffered) {
-      channel.offer_state = OfferState::kRevoking;
-    }
-    if (channel.running()) stop(channel);
+    if (channel.running()) stop(channel);  // a primary's sub-channels go with it
     advance(channel);
   }
   advance_connection();
