@@ -2,27 +2,25 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <utility>
 
 namespace vmbusd::daemon {
 
 namespace {
 
-// Reads one block as the disk will. Some file systems take O_DIRECT at open and refuse each read. Returns an
-// errno value, 0 for success.
-int try_direct_read(int fd) {
-  constexpr std::size_t kBlock = 4096;  // the coarsest alignment that a file system or device asks for
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  const std::unique_ptr<void, Free> block(std::aligned_alloc(kBlock, kBlock));
-  if (!block) return ENOMEM;
-  return ::pread(fd, block.get(), kBlock, 0) < 0 ? errno : 0;
+// Has the disk use O_DIRECT. Some file systems refuse it at open, some at each read, and some want larger
+// blocks than the guest is to see. Says why not, and leaves the disk as it was; empty on success.
+std::string use_direct(const std::string& path, int flags, storvsp::DiskConfig& disk) {
+  UniqueFd direct(::open(path.c_str(), flags | O_DIRECT));
+  if (!direct) return std::strerror(errno);
+  std::swap(disk.fd, direct);
+  const Result<void> checked = storvsp::check_disk(disk);
+  if (checked) return {};
+  std::swap(disk.fd, direct);
+  return describe(checked.error());
 }
 
 // An open file description lock, so it passes to the worker process with the descriptor, and a program that
@@ -47,24 +45,22 @@ std::string open_disk_image(const ImageConfig& image, const LogScope& log, storv
                        std::strerror(errno),
                        refused && !disk.read_only ? "; give permission or set readonly = true" : "");
   }
+  disk.fd = std::move(fd);
   if (image.direct != DirectIo::kOff) {
-    UniqueFd direct(::open(image.path.c_str(), flags | O_DIRECT));
-    const int refused = direct ? try_direct_read(direct.get()) : errno;
-    if (refused == 0) {
-      fd = std::move(direct);
-    } else if (image.direct == DirectIo::kOn) {
-      return fmt::format("{} cannot be opened with O_DIRECT: {}; set direct = \"auto\" or \"off\"",
-                         image.path, std::strerror(refused));
-    } else {
-      log.info("LUN {} goes through the host's page cache: no O_DIRECT on {}: {}", disk.lun, image.path,
-               std::strerror(refused));
+    const std::string refused = use_direct(image.path, flags, disk);
+    if (!refused.empty() && image.direct == DirectIo::kOn) {
+      return fmt::format("{} cannot be used with O_DIRECT: {}; set direct = \"auto\" or \"off\"", image.path,
+                         refused);
+    }
+    if (!refused.empty()) {
+      log.info("LUN {} goes through the host's page cache, no O_DIRECT on {}: {}", disk.lun, image.path,
+               refused);
     }
   }
-  if (lock_image(fd.get(), disk.read_only) != 0) {
+  if (lock_image(disk.fd.get(), disk.read_only) != 0) {
     return fmt::format("{} is in use: another program (a VM or another vmbusd) holds a lock on it",
                        image.path);
   }
-  disk.fd = std::move(fd);
   if (const Result<void> checked = storvsp::check_disk(disk); !checked) {
     return fmt::format("{}: {}", image.path, describe(checked.error()));
   }

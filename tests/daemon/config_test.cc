@@ -130,6 +130,8 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        "",
        {"f.toml:1: partition: is missing; accepted: at least one table begun by [[partition]]"}},
       {"no TOML", "[[partition]]\nname = \n", {"?f.toml:2: not TOML: "}},
+      {"key that begins with no key's character", "[[=]]\n", {"?f.toml:1: not TOML: "}},
+      {"nothing but an opening bracket", "[", {"?f.toml:1: not TOML: "}},
       {"partition is a table",
        "[partition]\nname = \"a\"\n",
        {"f.toml:1: partition: is a table; accepted: tables, each begun by [[partition]]"}},
