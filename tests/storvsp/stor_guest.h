@@ -45,17 +45,21 @@ class StorGuest {
     std::uint32_t incoming_pages = 16;
     std::uint32_t outgoing_pages = 16;
     std::uint32_t sub_channel_index = 0;
+    // False: the host's end runs on this thread too, whenever poll() is called, and nothing reaches the
+    // kernel.
+    bool own_thread = true;
   };
 
   template <typename Function>
   auto on_worker(Function function) {
+    if (!own_thread_) return function();
     std::promise<decltype(function())> promise;
     worker_->post([&] { promise.set_value(function()); });
     return promise.get_future().get();
   }
 
   StorGuest(std::unique_ptr<devices::ChannelHandler> handler, const Options& options)
-      : worker_(std::move(*io::Worker::create({.name = "stor-test"}))) {
+      : own_thread_(options.own_thread), worker_(std::move(*io::Worker::create({.name = "stor-test"}))) {
     memory.add_to(partition.memory());
     doorbell_.reset(::eventfd(0, EFD_NONBLOCK));
     devices::RingPair host = rings(options);
@@ -70,7 +74,7 @@ class StorGuest {
                                  .event_flag = 1},
         partition, *worker_, std::move(host.incoming), std::move(host.outgoing), std::move(handler),
         UniqueFd(::dup(doorbell_.get())));
-    worker_->start();
+    if (own_thread_) worker_->start();
     running_ = on_worker([this] { return channel->start().has_value(); });
     VMBUSD_ASSERT(running_);
   }
@@ -83,11 +87,18 @@ class StorGuest {
 
   // Closes the channel; returns when nothing is in flight.
   void stop() {
+    running_ = false;
+    if (!own_thread_) {
+      worker_->post([this] { channel->stop([this] { worker_->stop(); }); });
+      worker_->run();
+      return;
+    }
     std::promise<void> stopped;
     worker_->post([&] { channel->stop([&] { stopped.set_value(); }); });
     stopped.get_future().get();
-    running_ = false;
   }
+  // Has the host's end look at the rings, where it has no thread of its own.
+  void poll() { (void)channel->poll(); }
 
   void put(std::uint64_t id, std::span<const std::byte> payload, const std::vector<GuestRange>& ranges = {},
            bool completion_requested = true) {
@@ -212,6 +223,7 @@ class StorGuest {
     return std::move(*devices::make_rings(partition.memory(), gpadl, options.incoming_pages));
   }
 
+  const bool own_thread_;
   UniqueFd doorbell_;
   std::unique_ptr<io::Worker> worker_;
   bool running_ = false;
