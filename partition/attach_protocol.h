@@ -57,7 +57,7 @@ enum class AttachStatus : std::uint32_t {
   kOverlap = 5,       // region overlaps one that is there
   kNotShareable = 6,  // memory's descriptor cannot be mapped shared
   kNotFound = 7,      // no such region, VP or connection id
-  kLimit = 8,         // too many regions, VPs or connections
+  kLimit = 8,         // too many regions, VPs, connections or requests
   kFailed = 9,        // the system refused; text says how
 };
 

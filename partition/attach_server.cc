@@ -74,9 +74,10 @@ Message read_message(std::span<const std::byte> bytes) {
   return message;
 }
 
-// Whether `fd` is an eventfd. /proc/self/fd would tell, but a sandboxed worker has no /proc: an eventfd is an
-// anonymous inode (no file type) that refuses to read fewer than 8 bytes, and of those that do so it alone
-// can be written. [linux: fs/eventfd.c, eventfd_read]
+// Whether `fd` is an eventfd, as far as need be. /proc/self/fd would tell for sure, but a sandboxed worker
+// has no /proc: an eventfd is an anonymous inode (no file type) that refuses to read fewer than 8 bytes. What
+// else does so, such as a timerfd, cannot be written: it raises no interrupt and does no harm. [linux:
+// fs/eventfd.c, eventfd_read]
 bool is_eventfd(int fd) {
   struct stat status {};
   if (::fstat(fd, &status) != 0 || (status.st_mode & S_IFMT) != 0) return false;
@@ -94,7 +95,8 @@ struct AttachServer::Impl {
   }
 
   Result<void> receive(std::span<const std::byte> bytes, std::vector<UniqueFd> fds);
-  Result<void> malformed(const AttachHeader& header, bool answered, const std::string& text);
+  Result<void> broken(const AttachHeader& header, bool answered, const std::string& text,
+                      AttachStatus status = AttachStatus::kMalformed);
   void hello(const AttachHello& message);
   Result<void> request(const AttachHeader& header, std::span<const std::byte> bytes,
                        std::vector<UniqueFd> fds);
@@ -145,17 +147,16 @@ Result<void> AttachServer::Impl::receive(std::span<const std::byte> bytes, std::
   if (!read_wire(bytes, header)) return fail(Errc::kProtocol, "a datagram shorter than its header");
   const RequestRule* const rule = rule_of(header.type);
   if (rule == nullptr) {
-    return malformed(
-        header, true,
-        fmt::format("no message from a VMM has type {}", static_cast<std::uint32_t>(header.type)));
+    return broken(header, true,
+                  fmt::format("no message from a VMM has type {}", static_cast<std::uint32_t>(header.type)));
   }
   if (header.size != bytes.size() || bytes.size() != rule->size) {
-    return malformed(header, rule->answered,
-                     fmt::format("{} has {} bytes; got {}, and {} in its header", rule->name, rule->size,
-                                 bytes.size(), header.size));
+    return broken(header, rule->answered,
+                  fmt::format("{} has {} bytes; got {}, and {} in its header", rule->name, rule->size,
+                              bytes.size(), header.size));
   }
   if (fds.size() != rule->fds) {
-    return malformed(
+    return broken(
         header, rule->answered,
         fmt::format("{} carries {} descriptors; {} came with it", rule->name, rule->fds, fds.size()));
   }
@@ -171,11 +172,14 @@ Result<void> AttachServer::Impl::receive(std::span<const std::byte> bytes, std::
   return request(header, bytes, std::move(fds));
 }
 
-Result<void> AttachServer::Impl::malformed(const AttachHeader& header, bool answered,
-                                           const std::string& text) {
-  log.guest("the VMM broke the attach protocol: {}", text);
-  if (answered) answer(header.cookie, refuse(AttachStatus::kMalformed, text));
-  return fail(Errc::kProtocol, "the VMM sent a malformed message");
+Result<void> AttachServer::Impl::broken(const AttachHeader& header, bool answered, const std::string& text,
+                                        AttachStatus status) {
+  if (answered) {
+    answer(header.cookie, refuse(status, text));
+  } else {
+    log.guest("the VMM broke the attach protocol: {}", text);
+  }
+  return fail(Errc::kProtocol, "the VMM broke the attach protocol");
 }
 
 void AttachServer::Impl::hello(const AttachHello& message) {
@@ -222,7 +226,8 @@ Result<void> AttachServer::Impl::request(const AttachHeader& header, std::span<c
       break;
   }
   if (requests_open >= kMaxVmmRequests) {
-    return malformed(header, true, fmt::format("more than {} requests at once", kMaxVmmRequests));
+    return broken(header, true, fmt::format("more than {} requests at once", kMaxVmmRequests),
+                  AttachStatus::kLimit);
   }
   ++requests_open;
   switch (header.type) {
@@ -400,16 +405,16 @@ void AttachServer::Impl::reset(const AttachReset& message) {
 }
 
 Result<void> AttachServer::Impl::guest_message(const AttachGuestMessage& message) {
-  const char* broken = nullptr;
-  if (message.vp >= partition->vp_count()) broken = "GuestMessage from a VP that is not there";
-  if (message.payload_size > message.payload.size()) broken = "GuestMessage with more than 240 bytes";
+  const char* lie = nullptr;
+  if (message.vp >= partition->vp_count()) lie = "GuestMessage from a VP that is not there";
+  if (message.payload_size > message.payload.size()) lie = "GuestMessage with more than 240 bytes";
   const auto& ids = message_connections;
   if (message.connection_id == 0 || std::find(ids.begin(), ids.end(), message.connection_id) == ids.end()) {
-    broken = "GuestMessage on a connection that is not served";
+    lie = "GuestMessage on a connection that is not served";
   }
-  if (broken != nullptr) {
-    log.guest("the VMM broke the attach protocol: {}", broken);
-    return fail(Errc::kProtocol, broken);
+  if (lie != nullptr) {
+    log.guest("the VMM broke the attach protocol: {}", lie);
+    return fail(Errc::kProtocol, lie);
   }
   // Of the guest that is being reset: the one that comes starts anew.
   if (resetting) return {};
@@ -535,6 +540,7 @@ Result<void> AttachServer::host_message(std::uint32_t vp, std::uint32_t message_
   if (!impl_->partition) return fail(Errc::kWrongState, "no VMM is attached");
   if (impl_->closed) return fail(Errc::kClosed, "the VMM closed the connection");
   if (vp >= impl_->partition->vp_count()) return fail(Errc::kBadMessage, "no such VP");
+  if (impl_->resetting) return {};  // the guest that it was for is gone
   if (impl_->host_messages_queued.size() >= kMaxQueuedMessages) {
     return fail(Errc::kLimit, "the guest does not take its messages");
   }

@@ -71,7 +71,8 @@ class AttachServer {
   // Errc::kBadMessage where there is no such VP (the guest chose it). At most kMaxMessagePayload bytes.
   [[nodiscard]] Result<void> host_message(std::uint32_t vp, std::uint32_t message_type,
                                           std::span<const std::byte> payload);
-  // Drops the messages that wait here. A reset does so by itself.
+  // Drops the messages that wait here. A reset does so by itself, also with what is queued until it is
+  // answered.
   void drop_host_messages();
 
   // Doorbell requests: two for each channel that a guest can have.

@@ -21,7 +21,7 @@ Error error_of(AttachStatus status, std::int32_t os_error) {
     case AttachStatus::kNotFound:
       return {Errc::kBadMessage, 0, "no such region, VP or connection id"};
     case AttachStatus::kLimit:
-      return {Errc::kLimit, 0, "too many regions, VPs or connections"};
+      return {Errc::kLimit, 0, "too many regions, VPs, connections or requests"};
     case AttachStatus::kOk:
     case AttachStatus::kFailed:
       break;
