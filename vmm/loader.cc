@@ -115,6 +115,13 @@ void store_page_tables(const GuestRam& ram) {
 // Flat 64-bit code and data at the selectors that the boot protocol names.
 constexpr std::array<std::uint64_t, 4> kGdt = {0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff};
 
+// Linux restarts by the BIOS where ACPI is hardware-reduced and there is no EFI: in real mode it jumps to
+// ffff:0. [linux: arch/x86/kernel/reboot.c, reboot_init(), native_machine_emergency_restart()]
+// mov dx, kResetPort; mov al, kResetValue; out dx, al; hlt, again and again
+constexpr std::array<std::uint8_t, 9> kBiosReset = {
+    0xba, kResetPort & 0xff, kResetPort >> 8, 0xb0, kResetValue, 0xee, 0xf4, 0xeb, 0xfd};
+static_assert(kBiosResetGpa + kBiosReset.size() <= kHighMemoryGpa);
+
 void store_zero_page(const GuestRam& ram, const KernelImage& image, std::uint64_t rsdp_gpa,
                      std::uint64_t initrd_gpa, std::uint64_t initrd_size) {
   const auto zero_page = std::make_unique<ZeroPage>();
@@ -167,6 +174,7 @@ Result<BootState> load_kernel(const BootSource& source, const GuestRam& ram, std
 
   store_page_tables(ram);
   store(ram, kGdtGpa, kGdt);
+  store(ram, kBiosResetGpa, kBiosReset);
   store_zero_page(ram, *image, rsdp_gpa, initrd_gpa, initrd_size);
   return BootState{
       .rip = image->entry,

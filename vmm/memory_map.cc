@@ -7,7 +7,7 @@ std::vector<E820Entry> e820_map(std::uint64_t memory_size) {
   std::vector<E820Entry> map = {
       {0, kExtendedBiosDataGpa, kE820Ram},
       {kExtendedBiosDataGpa, kLowMemoryEnd - kExtendedBiosDataGpa, kE820Reserved},
-      {kAcpiGpa, kAcpiEnd - kAcpiGpa, kE820Reserved},
+      {kAcpiGpa, kHighMemoryGpa - kAcpiGpa, kE820Reserved},
       {kHighMemoryGpa, low_size - kHighMemoryGpa, kE820Ram},
   };
   if (memory_size > low_size) map.push_back({kHoleEnd, memory_size - low_size, kE820Ram});

@@ -3,6 +3,7 @@
 //   0            GDT, zero page, page tables, command line        (e820: usable once the kernel runs)
 //   0x9fc00      extended BIOS data area, empty                   (reserved)
 //   0xe0000      ACPI tables, found by their signature too        (reserved)
+//   0xffff0      what a guest that restarts by the BIOS jumps to  (reserved)
 //   1 MiB        RAM: kernel from 16 MiB on, initrd at the top
 //   3 GiB        hole: VMBus' low MMIO window, I/O APIC, local APIC
 //   4 GiB        RAM beyond 3 GiB
@@ -28,7 +29,8 @@ inline constexpr std::uint64_t kCommandLineSizeMax = 0x10000;  // with the termi
 inline constexpr std::uint64_t kExtendedBiosDataGpa = 0x9fc00;
 inline constexpr std::uint64_t kLowMemoryEnd = 0xa0000;
 inline constexpr std::uint64_t kAcpiGpa = 0xe0000;
-inline constexpr std::uint64_t kAcpiEnd = 0x100000;
+inline constexpr std::uint64_t kAcpiEnd = 0xf0000;
+inline constexpr std::uint64_t kBiosResetGpa = 0xffff0;
 inline constexpr std::uint64_t kHighMemoryGpa = 0x100000;
 inline constexpr std::uint64_t kHoleGpa = 3 * kGiB;
 inline constexpr std::uint64_t kHoleEnd = 4 * kGiB;
