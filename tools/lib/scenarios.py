@@ -158,6 +158,8 @@ def host_write_error(session):
         input=f"0 {half} linear {loop} 0\n{half} {half} error\n", text=True, check=True,
     )  # fmt: skip
     session.undo("dmsetup", "remove", "--noudevsync", "--force", name)
+    # Not /dev/mapper/NAME, which only udev makes, and there may be none.
+    bad = pathlib.Path("/dev") / run("dmsetup", "info", "-c", "--noheadings", "-o", "blkdevname", name).strip()
     small = session.files / "small"
     small.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", small)
@@ -165,7 +167,7 @@ def host_write_error(session):
     with open(small / "full.img", "wb") as file:
         file.truncate(64 << 20)
     good = session.image("good.img", 64)
-    session.start_daemon({"demo": [Disk(pathlib.Path("/dev/mapper") / name, "BAD-1"), Disk(small / "full.img", "FULL-1"), Disk(good, "GOOD-1")]})
+    session.start_daemon({"demo": [Disk(bad, "BAD-1"), Disk(small / "full.img", "FULL-1"), Disk(good, "GOOD-1")]})
     guest = session.start_guest("demo", "errors", cpus=2, BAD="BAD-1", FULL="FULL-1", GOOD="GOOD-1")
     guest.finish(150)
     check(guest.last("good") == "verified", guest.trouble())
