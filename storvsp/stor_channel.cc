@@ -79,18 +79,6 @@ void complete_scsi(vstor::SrbPacket& packet, const ScsiResult& result) {
   }
 }
 
-const char* name_of(DiskOp op) {
-  switch (op) {
-    case DiskOp::kRead:
-      return "read";
-    case DiskOp::kWrite:
-      return "write";
-    case DiskOp::kFlush:
-      return "flush";
-  }
-  return "operation";
-}
-
 // Collects host memory in a request's vectors.
 class VectorBuilder {
  public:
@@ -358,18 +346,30 @@ void StorChannel::disk_done(StorRequest& request, int error) {
   if (channel_->stopping()) {
     release(request);
   } else {
-    if (error != 0) {
-      channel_->log().guest("LUN {}: {} of {} bytes at {} failed: {}", request.packet.srb.lun,
-                            name_of(request.io.op), request.io.length, request.io.offset,
-                            std::strerror(error));
+    if (error == 0) {
+      complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, request.io.length);
+    } else {
+      fail(request, error);
     }
-    ScsiResult result;
-    LogicalUnit::finish(request.io, error, result);
-    complete_scsi(request.packet, result);
     answer(request);
     if (!resets_.empty()) finish_resets();
   }
   channel_->end_op();
+}
+
+void StorChannel::fail(StorRequest& request, int error) {
+  const std::uint8_t lun = request.packet.srb.lun;
+  const DiskIo& io = request.io;
+  const std::string cause = describe(Error{Errc::kOs, error, "failed"});
+  if (io.op == DiskOp::kFlush) {
+    channel_->log().guest("LUN {}: flush {}", lun, cause);
+  } else {
+    channel_->log().guest("LUN {}: {} of {} bytes at {} {}", lun, io.op == DiskOp::kRead ? "read" : "write",
+                          io.length, io.offset, cause);
+  }
+  ScsiResult result;
+  LogicalUnit::finish(io, error, result);
+  complete_scsi(request.packet, result);
 }
 
 void StorChannel::answer(StorRequest& request) {

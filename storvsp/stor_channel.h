@@ -95,6 +95,7 @@ class StorChannel final : public devices::ChannelHandler {
   void reset(StorRequest& request);
   void finish_resets();
   void disk_done(StorRequest& request, int error);
+  void fail(StorRequest& request, int error);
   void answer(StorRequest& request);
   // False: the outgoing ring is full, and the guest will signal when it is not.
   [[nodiscard]] Result<bool> write_waiting_answers();
