@@ -69,9 +69,11 @@ class Side {
       const bool read = receive_batch();
       const bool wrote = send_batch();
       if (read || wrote || !error_.empty()) continue;
+      dawdle();
       if (habits_.masks && !incoming_.unmask()) continue;
       if (!habits_.masks && !quiet()) continue;
       ++sleeps_;
+      dawdle();
       if (!own_.wait()) error_ = "slept for ever: a wake-up was lost";
       if (habits_.masks) incoming_.mask();
     }
@@ -94,6 +96,14 @@ class Side {
 
   // 0 to `bound` - 1.
   std::uint32_t draw(std::uint32_t bound) { return static_cast<std::uint32_t>(random_() % bound); }
+
+  // Now and then lets the other side act between two steps: where a step relies on an earlier look at shared
+  // memory, it is wrong then.
+  void dawdle() {
+    const std::uint32_t spins = draw(8) == 0 ? draw(400) : 0;
+    for (std::uint32_t i = 0; i < spins; ++i) std::atomic_signal_fence(std::memory_order_seq_cst);
+    if (draw(256) == 0) std::this_thread::yield();
+  }
 
   void draw_next() {
     next_size_ = draw(habits_.max_payload + 1);
@@ -120,6 +130,7 @@ class Side {
       }
       ++received_;
     }
+    dawdle();
     if (incoming_.release()) peer_.ring();
     return count != 0;
   }
@@ -147,6 +158,7 @@ class Side {
       ++sent_;
       draw_next();
     }
+    dawdle();
     const auto signal = outgoing_.commit();
     if (!signal) return fail_with(signal.error().text);
     if (*signal) peer_.ring();
