@@ -13,7 +13,6 @@ namespace {
 
 constexpr std::uint64_t kBlocks = 96;
 constexpr std::size_t kActionsMax = 256;
-constexpr std::size_t kBufferMax = 128 * 4096;
 constexpr std::size_t kGuard = 64;  // bytes around the guest's buffer that nobody may touch
 constexpr std::byte kGuardFill{0x5a};
 

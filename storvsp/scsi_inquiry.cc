@@ -17,14 +17,14 @@ class PageBuilder {
  public:
   explicit PageBuilder(VpdPage page) { add(scsi::VpdHeader{scsi::kTypeDirectAccess, page, {}}); }
 
-  void add(std::span<const std::byte> bytes) {
+  void add_bytes(std::span<const std::byte> bytes) {
     VMBUSD_ASSERT(size_ + bytes.size() <= data_.size());
     std::memcpy(data_.data() + size_, bytes.data(), bytes.size());
     size_ += bytes.size();
   }
   template <WireStruct T>
   void add(const T& value) {
-    add(wire_bytes(value));
+    add_bytes(wire_bytes(value));
   }
   [[nodiscard]] std::span<const std::byte> finish() {
     const BigEndian16 length = static_cast<std::uint16_t>(size_ - sizeof(scsi::VpdHeader));
@@ -49,7 +49,7 @@ T page_struct(VpdPage page) {
 ScsiNext unit_serial_number(const LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result,
                             std::uint16_t allocation_length) {
   PageBuilder page(VpdPage::kUnitSerialNumber);
-  page.add(std::as_bytes(std::span(lun.identity().serial)));
+  page.add_bytes(std::as_bytes(std::span(lun.identity().serial)));
   return reply(command, result, page.finish(), allocation_length);
 }
 
@@ -59,14 +59,14 @@ ScsiNext device_identification(const LogicalUnit& lun, const ScsiCommand& comman
   PageBuilder page(VpdPage::kDeviceIdentification);
   // As Hyper-V makes them, so that tools which know its disks know ours. [reference: storvsp 6.2]
   page.add(scsi::DesignatorHeader{scsi::kCodeSetBinary, scsi::kDesignatorT10Vendor, 0, 8 + 16});
-  page.add(std::as_bytes(std::span(lun.identity().vendor)));
+  page.add_bytes(std::as_bytes(std::span(lun.identity().vendor)));
   page.add(id);
   // NAA 6 (IEEE registered extended), company 00-22-48, then 12 bytes of the GUID that tell it apart.
   std::array<std::uint8_t, 16> naa = {0x60, 0x02, 0x24, 0x80};
   std::copy_n(id.bytes.begin(), 6, naa.begin() + 4);
   std::copy_n(id.bytes.begin() + 10, 6, naa.begin() + 10);
   page.add(scsi::DesignatorHeader{scsi::kCodeSetBinary, scsi::kDesignatorNaa, 0, sizeof naa});
-  page.add(std::as_bytes(std::span(naa)));
+  page.add_bytes(std::as_bytes(std::span(naa)));
   return reply(command, result, page.finish(), allocation_length);
 }
 
