@@ -173,6 +173,20 @@ TEST_CASE("SIGTERM stops all and takes the sockets away", "[daemon]") {
   CHECK(::access(host.socket().c_str(), F_OK) != 0);
 }
 
+TEST_CASE("a second SIGTERM does not wait for a worker that hangs", "[daemon]") {
+  const Host host;
+  RunningDaemon daemon(host.directory(), host.config());
+  REQUIRE(daemon.wait_until_ready());
+  const pid_t worker = daemon.worker_pid();
+  REQUIRE(::kill(worker, SIGSTOP) == 0);
+  daemon.signal(SIGTERM);
+  CHECK(daemon.wait_for_notification("STOPPING=1"));
+  daemon.signal(SIGTERM);
+  CHECK(daemon.wait() == 1);
+  CHECK_FALSE(is_alive(worker));
+  CHECK(::access(host.socket().c_str(), F_OK) != 0);
+}
+
 TEST_CASE("SIGHUP changes nothing", "[daemon]") {
   const Host host;
   RunningDaemon daemon(host.directory(), host.config());

@@ -1,0 +1,103 @@
+#include "daemon/disk_image.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <string>
+
+#include "tests/catch.h"
+#include "tests/daemon/temporary_directory.h"
+
+namespace vmbusd::daemon {
+namespace {
+
+class Image {
+ public:
+  explicit Image(std::size_t bytes = 1 << 20) {
+    std::ofstream(directory_.path("d.img")) << std::string(bytes, 'x');
+    config_.path = directory_.path("d.img");
+  }
+
+  // What there is to complain of; `disk` has the descriptor where it is nothing.
+  [[nodiscard]] std::string open(storvsp::DiskConfig& disk, DirectIo direct = DirectIo::kOff) {
+    config_.direct = direct;
+    return open_disk_image(config_, log_, disk);
+  }
+  [[nodiscard]] const std::string& path() const { return config_.path; }
+
+ private:
+  TemporaryDirectory directory_;
+  ImageConfig config_;
+  LogScope log_{"test"};
+};
+
+storvsp::DiskConfig read_only_disk() {
+  storvsp::DiskConfig disk;
+  disk.read_only = true;
+  return disk;
+}
+
+int flags_of(const storvsp::DiskConfig& disk) {
+  return ::fcntl(disk.fd.get(), F_GETFL);
+}
+
+TEST_CASE("an image is opened as the disk uses it", "[daemon]") {
+  Image image;
+  storvsp::DiskConfig reader = read_only_disk();
+  REQUIRE(image.open(reader) == "");
+  CHECK((flags_of(reader) & (O_ACCMODE | O_DIRECT)) == O_RDONLY);
+  CHECK((::fcntl(reader.fd.get(), F_GETFD) & FD_CLOEXEC) != 0);
+  reader.fd.reset();
+  storvsp::DiskConfig writer;
+  REQUIRE(image.open(writer) == "");
+  CHECK((flags_of(writer) & (O_ACCMODE | O_DIRECT)) == O_RDWR);
+}
+
+TEST_CASE("O_DIRECT is used where it can be", "[daemon]") {
+  Image image;
+  storvsp::DiskConfig automatic;
+  REQUIRE(image.open(automatic, DirectIo::kAuto) == "");
+  const bool possible = (flags_of(automatic) & O_DIRECT) != 0;
+  automatic.fd.reset();
+  // The temporary directory's file system decides; what may not be is an answer that differs from auto's.
+  storvsp::DiskConfig demanded;
+  CHECK(image.open(demanded, DirectIo::kOn).empty() == possible);
+}
+
+TEST_CASE("an image smaller than a block is refused", "[daemon]") {
+  for (const std::size_t bytes : {0, 700}) {
+    Image image(bytes);
+    storvsp::DiskConfig disk;
+    disk.logical_block_bytes = 4096;
+    CHECK(image.open(disk, DirectIo::kAuto).starts_with(image.path() + ": "));
+  }
+}
+
+TEST_CASE("readers share an image, a writer has it alone", "[daemon]") {
+  const std::string in_use = " is in use: another program (a VM or another vmbusd) holds a lock on it";
+  Image image;
+  storvsp::DiskConfig first = read_only_disk();
+  storvsp::DiskConfig second = read_only_disk();
+  storvsp::DiskConfig writer;
+  REQUIRE(image.open(first) == "");
+  CHECK(image.open(second) == "");
+  CHECK(image.open(writer) == image.path() + in_use);
+  first.fd.reset();
+  second.fd.reset();
+  REQUIRE(image.open(writer) == "");
+  CHECK(image.open(first) == image.path() + in_use);
+  // A duplicate, such as the worker process has, keeps the lock.
+  const UniqueFd duplicate(::dup(writer.fd.get()));
+  writer.fd.reset();
+  CHECK(image.open(first) == image.path() + in_use);
+}
+
+TEST_CASE("an image that cannot be opened is told with its path", "[daemon]") {
+  storvsp::DiskConfig disk;
+  CHECK(open_disk_image({1, "/nonexistent/d.img", DirectIo::kAuto}, LogScope("test"), disk) ==
+        "cannot open /nonexistent/d.img for writing: No such file or directory");
+}
+
+}  // namespace
+}  // namespace vmbusd::daemon
