@@ -77,14 +77,14 @@ struct Model {
   }
 
   struct Outcome {
-    std::optional<Errc> error;
+    std::optional<Errc> error{};
     bool packet = false;
     std::uint32_t end = 0;
   };
   // What next() must say.
   Outcome next(std::uint32_t write_index) {
     if (read == written) {
-      if (!is_index(write_index)) return {.error = Errc::kRingCorrupt};
+      if (!is_index(write_index)) return {Errc::kRingCorrupt};
       written = write_index;
       if (read == written) return {};
     }
@@ -93,11 +93,11 @@ struct Model {
     const std::uint64_t length = number(read + 4, 2) * 8;
     const std::uint64_t flags = number(read + 6, 2);
     const bool extended = type == 7 || type == 9;
-    if (length + 8 > distance(read, written)) return {.error = Errc::kBadPacket};
-    if (!extended && type != 6 && type != 11) return {.error = Errc::kBadPacket};
-    if (offset < (extended ? 24u : 16u) || offset > length) return {.error = Errc::kBadPacket};
-    if (flags > 1) return {.error = Errc::kBadPacket};
-    return {.packet = true, .end = static_cast<std::uint32_t>((read + length + 8) % size())};
+    if (length + 8 > distance(read, written)) return {Errc::kBadPacket};
+    if (!extended && type != 6 && type != 11) return {Errc::kBadPacket};
+    if (offset < (extended ? 24u : 16u) || offset > length) return {Errc::kBadPacket};
+    if (flags > 1) return {Errc::kBadPacket};
+    return {.error = std::nullopt, .packet = true, .end = static_cast<std::uint32_t>((read + length + 8) % size())};
   }
 
   // What release() must say, `pending` and `write_index` as they are now. `read` is new.
