@@ -69,15 +69,6 @@ constexpr std::array kRules = {
 };
 // clang-format on
 
-constexpr bool handlers_complete() {
-  for (const MessageRule& rule : kRules) {
-    const bool never_granted = rule.feature != 0 && (rule.feature & kFeaturesGranted) == 0;
-    if ((rule.handle == nullptr) != never_granted) return false;
-  }
-  return true;
-}
-static_assert(handlers_complete());
-
 }  // namespace
 
 std::span<const MessageRule> message_rules() {

@@ -61,8 +61,7 @@ struct OpenRequest {
 };
 
 // What the server asks of its surroundings. Called on the control thread, from inside Server's methods; may
-// call Server's
-// *_done methods at once.
+// call Server's methods back at once.
 class ServerEvents {
  public:
   // A message for the guest's SINT 2 on `vp`, at most 240 bytes, in order. Returns false where the guest's

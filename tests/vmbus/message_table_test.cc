@@ -8,6 +8,7 @@
 
 #include "tests/catch.h"
 #include "tests/vmbus/surroundings.h"
+#include "vmbus/negotiation.h"
 
 namespace vmbusd::vmbus {
 namespace {
@@ -273,6 +274,8 @@ TEST_CASE("the table lists each message once, in order, with all its states", "[
                                     [&](const MessageCase& c) { return type_of(c) == rule.type; });
     INFO(rule.name);
     CHECK(tested);
+    const bool never_granted = (rule.feature & ~kFeaturesGranted) != 0;
+    CHECK((rule.handle == nullptr) == never_granted);
   }
 }
 
