@@ -83,7 +83,7 @@ void NetChannel::resume() {
 
 void NetChannel::refresh_queue() {
   queue_.refresh();
-  channel_->activate();
+  wake();
 }
 
 Result<void> NetChannel::take_receive_buffer() {
@@ -146,7 +146,7 @@ void NetChannel::settle() {
   }
   if (!dropped_.empty() && ((!dropping_receive_ && !dropping_send_) || at_rest)) {
     for (const std::function<void()>& done : std::exchange(dropped_, {})) done();
-    if (!stopped_) channel_->activate();
+    wake();
   }
 }
 

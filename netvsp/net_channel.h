@@ -53,7 +53,10 @@ class NetChannel : public devices::ChannelHandler, private QueueUser {
   // Below: on the channel's worker.
 
   // Something that the data path goes by has changed.
-  void wake() { channel_->activate(); }
+  void wake() {
+    // One that is closing is not to be polled again: it may be destroyed next.
+    if (!channel_->stopping()) channel_->activate();
+  }
   // The link may have gone up or down.
   virtual void link_changed() {}
   // There may be another descriptor.
@@ -99,7 +102,7 @@ class NetChannel : public devices::ChannelHandler, private QueueUser {
   void received(ReceiveBuffer& buffer, std::uint32_t frame_size) override;
   void returned(ReceiveBuffer& buffer) override;
   void transmitted(TransmitFrame& frame, bool sent) override;
-  void transmit_ready() override { channel_->activate(); }
+  void transmit_ready() override { wake(); }
   void begin_op() override { channel_->begin_op(); }
   void end_op() override { channel_->end_op(); }
   void link_lost(const Error& reason) override { nic_.link_lost(reason); }
