@@ -15,6 +15,7 @@ using Json = nlohmann::json;
 constexpr const char* kDo = "do";
 constexpr const char* kConfigure = "configure";
 constexpr const char* kAddScsi = "add-scsi";
+constexpr const char* kAddNic = "add-nic";
 constexpr const char* kStart = "start";
 constexpr const char* kConnection = "connection";
 constexpr const char* kStop = "stop";
@@ -59,13 +60,10 @@ class ObjectReader {
     ok_ = false;
     return 0;
   }
-  // null is a GUID that was left open.
-  [[nodiscard]] std::optional<Guid> guid(const char* key) {
-    const Json* member = find(key);
-    if (member != nullptr && member->is_null()) return std::nullopt;
-    const std::optional<Guid> parsed = Guid::parse(text(key));
-    if (!parsed) ok_ = false;
-    return parsed;
+  // null is what was left open.
+  [[nodiscard]] std::optional<Guid> guid(const char* key) { return parsed<Guid>(key); }
+  [[nodiscard]] std::optional<netvsp::MacAddress> mac(const char* key) {
+    return parsed<netvsp::MacAddress>(key);
   }
   template <typename Read>
   void array(const char* key, std::size_t size_max, Read&& read) {
@@ -82,6 +80,14 @@ class ObjectReader {
   }
 
  private:
+  template <typename T>
+  [[nodiscard]] std::optional<T> parsed(const char* key) {
+    const Json* member = find(key);
+    if (member != nullptr && member->is_null()) return std::nullopt;
+    const std::optional<T> value = T::parse(text(key));
+    if (!value) ok_ = false;
+    return value;
+  }
   [[nodiscard]] const Json* find(const char* key) const {
     if (!json_.is_object()) return nullptr;
     const auto found = json_.find(key);
@@ -145,6 +151,26 @@ storvsp::ControllerConfig read_controller(ObjectReader& object, FdQueue& fds) {
   return controller;
 }
 
+netvsp::NicConfig read_nic(ObjectReader& object, FdQueue& fds) {
+  using Backend = netvsp::NicConfig::Backend;
+  netvsp::NicConfig nic;
+  nic.partition = object.text("partition");
+  nic.name = object.text("name");
+  nic.instance = object.guid("instance");
+  nic.mac = object.mac("mac");
+  nic.mtu = object.integer("mtu", netvsp::kMtuMin, netvsp::kMtuMax);
+  nic.backend =
+      static_cast<Backend>(object.integer("backend", 0, static_cast<std::uint32_t>(Backend::kLoopback)));
+  const std::uint32_t fd_count = object.integer("fds", 0, netvsp::kMaxQueues);
+  for (std::uint32_t i = 0; i < fd_count; ++i) nic.fds.push_back(fds.take());
+  nic.queues = object.integer("queues", 1, netvsp::kMaxQueues);
+  nic.check_source_mac = object.boolean("check_source_mac");
+  nic.link_speed_mbps = object.integer("link_speed_mbps", 1, UINT32_MAX);
+  nic.friendly_name = object.text("friendly_name");
+  nic.null_receive_bytes = object.integer("null_receive_bytes", 0, UINT16_MAX);
+  return nic;
+}
+
 std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
   const std::string what = object.text(kDo);
   if (what == kConfigure) {
@@ -155,6 +181,7 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     return command;
   }
   if (what == kAddScsi) return read_controller(object, fds);
+  if (what == kAddNic) return read_nic(object, fds);
   if (what == kStart) return StartCommand{};
   if (what == kConnection) return ConnectionCommand{fds.take()};
   if (what == kStop) return StopCommand{};
@@ -200,6 +227,25 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
                 {"max_transfer_bytes", controller.max_transfer_bytes},
                 {"max_sub_channels", controller.max_sub_channels},
                 {"disks", std::move(disks)}}),
+          std::move(fds)};
+}
+
+EncodedCommand encode(const netvsp::NicConfig& nic) {
+  std::vector<int> fds;
+  for (const UniqueFd& fd : nic.fds) fds.push_back(fd.get());
+  return {dump({{kDo, kAddNic},
+                {"partition", nic.partition},
+                {"name", nic.name},
+                {"instance", guid_or_null(nic.instance)},
+                {"mac", nic.mac ? Json(nic.mac->to_string()) : Json(nullptr)},
+                {"mtu", nic.mtu},
+                {"backend", static_cast<std::uint32_t>(nic.backend)},
+                {"fds", fds.size()},
+                {"queues", nic.queues},
+                {"check_source_mac", nic.check_source_mac},
+                {"link_speed_mbps", nic.link_speed_mbps},
+                {"friendly_name", nic.friendly_name},
+                {"null_receive_bytes", nic.null_receive_bytes}}),
           std::move(fds)};
 }
 

@@ -3,6 +3,7 @@
 //   supervisor                            worker process
 //   Configure            ------------>
 //   AddScsi + image fds  ------------>    once for each controller
+//   AddNic + queue fds   ------------>    once for each NIC
 //   Start                ------------>
 //                        <------------    Ready: devices stand, connections may come
 //   Connection + 1 fd    ------------>    at most one at a time
@@ -19,6 +20,7 @@
 #include "base/fd.h"
 #include "base/result.h"
 #include "daemon/command_socket.h"
+#include "netvsp/nic.h"
 #include "storvsp/controller.h"
 
 namespace vmbusd::daemon {
@@ -31,7 +33,7 @@ struct ConfigureCommand {
   friend bool operator==(const ConfigureCommand&, const ConfigureCommand&) = default;
 };
 
-// Then controllers: storvsp::ControllerConfig as it is.
+// Then the devices: storvsp::ControllerConfig and netvsp::NicConfig as they are.
 
 struct StartCommand {};
 
@@ -41,8 +43,8 @@ struct ConnectionCommand {
 
 struct StopCommand {};
 
-using Command =
-    std::variant<ConfigureCommand, storvsp::ControllerConfig, StartCommand, ConnectionCommand, StopCommand>;
+using Command = std::variant<ConfigureCommand, storvsp::ControllerConfig, netvsp::NicConfig, StartCommand,
+                             ConnectionCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
 struct EncodedCommand {
@@ -54,6 +56,7 @@ enum class Report : std::uint8_t { kReady, kConnectionEnded };
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const storvsp::ControllerConfig& controller);
+[[nodiscard]] EncodedCommand encode(const netvsp::NicConfig& nic);
 [[nodiscard]] EncodedCommand encode(const StartCommand& command);
 [[nodiscard]] EncodedCommand encode(const StopCommand& command);
 [[nodiscard]] EncodedCommand encode_connection(int socket);

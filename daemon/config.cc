@@ -1,6 +1,7 @@
 #include "daemon/config.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 // Header-only and without exceptions: Debian's shared library is built with them, under another inline
 // namespace. toml++ 3.3 asserts where a key begins with a character that no key has ("[[="), and with NDEBUG
@@ -17,6 +18,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <climits>
 #include <map>
 #include <optional>
 #include <type_traits>
@@ -27,8 +29,12 @@ namespace vmbusd::daemon {
 namespace {
 
 constexpr std::size_t kNameBytesMax = 64;
-constexpr std::size_t kPathBytesMax = 4095;   // PATH_MAX without its NUL
-constexpr std::size_t kSocketBytesMax = 107;  // sockaddr_un::sun_path without its NUL
+constexpr std::size_t kPathBytesMax = 4095;        // PATH_MAX without its NUL
+constexpr std::size_t kSocketBytesMax = 107;       // sockaddr_un::sun_path without its NUL
+constexpr std::size_t kFriendlyNameBytesMax = 64;  // netvsp's bound
+constexpr std::uint32_t kFrameBytesMin = 60;       // without its checksum
+constexpr std::uint32_t kEthernetHeaderBytes = 14;
+constexpr std::uint32_t kLinkSpeedMbpsMax = 400'000;
 // [SPC-4: standard INQUIRY data, Unit Serial Number VPD page]; the bounds are storvsp's.
 constexpr std::size_t kVendorBytesMax = 8;
 constexpr std::size_t kProductBytesMax = 16;
@@ -116,8 +122,15 @@ bool is_name(std::string_view text) {
   });
 }
 
-// The characters that SCSI allows in its text fields. [SPC-4: ASCII data field requirements]
-bool is_scsi_text(std::string_view text, std::size_t size_max) {
+// [linux: dev_valid_name], and none that a shell or a person would trip over.
+bool is_interface_name(std::string_view text) {
+  constexpr std::size_t kInterfaceBytesMax = 15;  // IFNAMSIZ less its NUL
+  return is_name(text) && text.size() <= kInterfaceBytesMax && text != "." && text != "..";
+}
+
+// The characters that SCSI allows in its text fields [SPC-4: ASCII data field requirements], and a NIC's
+// name.
+bool is_ascii_text(std::string_view text, std::size_t size_max) {
   return text.size() <= size_max &&
          std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
 }
@@ -151,6 +164,11 @@ constexpr Words<std::string_view, storvsp::CacheMode, 3> kCacheModes = {
     {{"writeback", storvsp::CacheMode::kWriteback},
      {"writethrough", storvsp::CacheMode::kWritethrough},
      {"unsafe", storvsp::CacheMode::kUnsafe}}};
+constexpr Words<std::string_view, netvsp::NicConfig::Backend, 4> kNicBackends = {
+    {{"tap", netvsp::NicConfig::Backend::kTap},
+     {"stream", netvsp::NicConfig::Backend::kStream},
+     {"null", netvsp::NicConfig::Backend::kNull},
+     {"loopback", netvsp::NicConfig::Backend::kLoopback}}};
 constexpr Words<std::int64_t, std::uint32_t, 2> kBlockSizes = {{{512, 512}, {4096, 4096}}};
 constexpr Words<std::int64_t, std::uint32_t, 8> kPhysicalBlockSizes = {{{512, 512},
                                                                         {1024, 1024},
@@ -166,6 +184,14 @@ std::string shown(std::string_view word) {
 }
 std::string shown(std::int64_t number) {
   return std::to_string(number);
+}
+
+// "A", "B", "C"
+template <typename Written, typename Meaning, std::size_t Count>
+std::string words_of(const Words<Written, Meaning, Count>& words) {
+  std::string all;
+  for (const auto& [written, meaning] : words) all += (all.empty() ? "" : ", ") + shown(written);
+  return all;
 }
 
 class Problems {
@@ -247,10 +273,10 @@ class TableReader {
     }
     return found;
   }
-  std::optional<std::string> scsi_text(std::string_view key, std::size_t size_min, std::size_t size_max) {
+  std::optional<std::string> ascii_text(std::string_view key, std::size_t size_min, std::size_t size_max) {
     const std::string accepted = fmt::format("{} to {} printable ASCII characters", size_min, size_max);
     std::optional<std::string> found = text(key, accepted);
-    if (found && (found->size() < size_min || !is_scsi_text(*found, size_max))) {
+    if (found && (found->size() < size_min || !is_ascii_text(*found, size_max))) {
       refuse_value(key, quoted(*found), accepted);
       return std::nullopt;
     }
@@ -268,8 +294,7 @@ class TableReader {
   template <typename Written, typename Meaning, std::size_t Count>
   std::optional<Meaning> word(std::string_view key, const Words<Written, Meaning, Count>& words) {
     using Stored = std::conditional_t<std::is_same_v<Written, std::string_view>, std::string, std::int64_t>;
-    std::string accepted;
-    for (const auto& [written, meaning] : words) accepted += (accepted.empty() ? "" : ", ") + shown(written);
+    const std::string accepted = words_of(words);
     const std::optional<Stored> found = value<Stored>(key, accepted);
     if (!found) return std::nullopt;
     for (const auto& [written, meaning] : words) {
@@ -277,6 +302,26 @@ class TableReader {
     }
     refuse_value(key, shown(*found), accepted);
     return std::nullopt;
+  }
+
+  // Descriptors by number. None at all where they were refused, empty where the key is absent.
+  std::optional<std::vector<int>> descriptors(std::string_view key, std::size_t count_max) {
+    known_.push_back(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) return std::nullopt;
+    const std::string accepted =
+        fmt::format("an array of 1 to {} integers, numbers of descriptors from 3 on, each once", count_max);
+    const toml::array* array = node->as_array();
+    std::vector<int> fds;
+    bool good = array != nullptr && !array->empty() && array->size() <= count_max;
+    for (std::size_t i = 0; good && i < array->size(); ++i) {
+      const std::int64_t fd = array->get(i)->value_exact<std::int64_t>().value_or(-1);
+      good = fd > STDERR_FILENO && fd <= INT_MAX && std::find(fds.begin(), fds.end(), fd) == fds.end();
+      fds.push_back(static_cast<int>(fd));
+    }
+    if (good) return fds;
+    refuse(key, fmt::format("is something else; accepted: {}", accepted));
+    return std::vector<int>();
   }
 
   // Calls `read` with a reader for each table of [[key]].
@@ -385,6 +430,8 @@ class ConfigReader {
     table.tables("scsi", kDevicesMax, [&](TableReader& scsi) {
       partition.scsi.push_back(read_scsi(scsi, partition, identities));
     });
+    table.tables("nic", kDevicesMax,
+                 [&](TableReader& nic) { partition.nics.push_back(read_nic(nic, partition, identities)); });
     return partition;
   }
 
@@ -393,20 +440,24 @@ class ConfigReader {
     Uniqueness instances;
   };
 
+  static void read_identity(TableReader& table, DeviceIdentities& identities, std::string& name,
+                            std::optional<Guid>& instance) {
+    if (auto found = table.name("name")) {
+      identities.names.claim(table, "name", *found, fmt::format("the device name {}", quoted(*found)));
+      name = std::move(*found);
+    }
+    instance = table.guid("instance");
+    if (!instance) return;
+    const std::string text = instance->to_string();
+    identities.instances.claim(table, "instance", text, fmt::format("the instance {}", text));
+  }
+
   ScsiConfig read_scsi(TableReader& table, const PartitionConfig& partition, DeviceIdentities& identities) {
     ScsiConfig scsi;
     storvsp::ControllerConfig& controller = scsi.controller;
     scsi.line = table.line();
     controller.partition = partition.name;
-    if (auto name = table.name("name")) {
-      identities.names.claim(table, "name", *name, fmt::format("the device name {}", quoted(*name)));
-      controller.name = std::move(*name);
-    }
-    if (const auto instance = table.guid("instance")) {
-      identities.instances.claim(table, "instance", instance->to_string(),
-                                 fmt::format("the instance {}", instance->to_string()));
-      controller.instance = *instance;
-    }
+    read_identity(table, identities, controller.name, controller.instance);
 
     Uniqueness luns;
     table.tables("disk", storvsp::kMaxLuns, [&](TableReader& disk) {
@@ -439,12 +490,87 @@ class ConfigReader {
     if (disk.physical_block_bytes != 0 && disk.physical_block_bytes < disk.logical_block_bytes) {
       table.refuse("physical_block_size", "is smaller than block_size; accepted: the same or larger");
     }
-    if (auto text = table.scsi_text("vendor", 1, kVendorBytesMax)) disk.vendor = std::move(*text);
-    if (auto text = table.scsi_text("product", 1, kProductBytesMax)) disk.product = std::move(*text);
-    if (auto text = table.scsi_text("revision", 1, kRevisionBytesMax)) disk.revision = std::move(*text);
-    if (auto text = table.scsi_text("serial", 1, kSerialBytesMax)) disk.serial = std::move(*text);
+    if (auto text = table.ascii_text("vendor", 1, kVendorBytesMax)) disk.vendor = std::move(*text);
+    if (auto text = table.ascii_text("product", 1, kProductBytesMax)) disk.product = std::move(*text);
+    if (auto text = table.ascii_text("revision", 1, kRevisionBytesMax)) disk.revision = std::move(*text);
+    if (auto text = table.ascii_text("serial", 1, kSerialBytesMax)) disk.serial = std::move(*text);
     disk.identity = table.guid("identity");
     return disk;
+  }
+
+  NicConfig read_nic(TableReader& table, const PartitionConfig& partition, DeviceIdentities& identities) {
+    NicConfig config;
+    netvsp::NicConfig& nic = config.nic;
+    config.line = table.line();
+    nic.partition = partition.name;
+    read_identity(table, identities, nic.name, nic.instance);
+    nic.mac = read_mac(table);
+    nic.mtu = table.integer("mtu", netvsp::kMtuMin, netvsp::kMtuMax).value_or(netvsp::kMtuDefault);
+    nic.link_speed_mbps =
+        table.integer("link_speed_mbps", 1, kLinkSpeedMbpsMax).value_or(nic.link_speed_mbps);
+    nic.check_source_mac = table.boolean("check_source_mac").value_or(false);
+    nic.friendly_name = table.ascii_text("friendly_name", 1, kFriendlyNameBytesMax).value_or("");
+    table.require("backend", words_of(kNicBackends));
+    nic.backend = table.word("backend", kNicBackends).value_or(netvsp::NicConfig::Backend::kNull);
+    switch (nic.backend) {
+      case netvsp::NicConfig::Backend::kTap:
+        read_tap(table, config);
+        break;
+      case netvsp::NicConfig::Backend::kStream:
+        read_stream(table, config.source);
+        break;
+      case netvsp::NicConfig::Backend::kNull:
+        nic.queues = read_queues(table);
+        nic.null_receive_bytes =
+            table.integer("receive_bytes", kFrameBytesMin, nic.mtu + kEthernetHeaderBytes).value_or(0);
+        break;
+      case netvsp::NicConfig::Backend::kLoopback:
+        nic.queues = read_queues(table);
+        break;
+    }
+    return config;
+  }
+
+  static std::uint32_t read_queues(TableReader& table) {
+    return table.integer("queues", 1, netvsp::kMaxQueues).value_or(1);
+  }
+
+  void read_tap(TableReader& table, NicConfig& config) {
+    constexpr std::string_view kAccepted = "an interface name: 1 to 15 of the characters A-Z a-z 0-9 . _ -";
+    if (auto fds = table.descriptors("fds", netvsp::kMaxQueues)) {
+      config.nic.queues = static_cast<std::uint32_t>(fds->size());
+      config.source.fds = *std::move(fds);
+      return;
+    }
+    config.nic.queues = read_queues(table);
+    table.require("tap", kAccepted);
+    const auto name = table.text("tap", kAccepted);
+    if (!name) return;
+    if (!is_interface_name(*name)) return table.refuse_value("tap", quoted(*name), kAccepted);
+    taps_.claim(table, "tap", *name, fmt::format("the interface {}", quoted(*name)));
+    config.source.tap = *name;
+  }
+
+  void read_stream(TableReader& table, NicSource& source) {
+    if (auto fds = table.descriptors("fds", 1)) {
+      source.fds = *std::move(fds);
+      return;
+    }
+    source.socket =
+        table.path("socket", directory_, kSocketBytesMax, "a path of at most 107 bytes").value_or("");
+  }
+
+  std::optional<netvsp::MacAddress> read_mac(TableReader& table) {
+    constexpr std::string_view kAccepted = "a unicast MAC address such as \"02:1a:4b:00:c3:9d\"";
+    const auto text = table.text("mac", kAccepted);
+    if (!text) return std::nullopt;
+    const std::optional<netvsp::MacAddress> mac = netvsp::MacAddress::parse(*text);
+    if (!mac || !mac->valid_unicast()) {
+      table.refuse_value("mac", quoted(*text), kAccepted);
+      return std::nullopt;
+    }
+    macs_.claim(table, "mac", mac->to_string(), fmt::format("the MAC address {}", mac->to_string()));
+    return mac;
   }
 
   // The size in bytes of a disk without an image; 0 where it was refused.
@@ -463,6 +589,8 @@ class ConfigReader {
   std::string_view directory_;
   Uniqueness partition_names_;
   Uniqueness sockets_;
+  Uniqueness taps_;
+  Uniqueness macs_;
 };
 
 }  // namespace

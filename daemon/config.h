@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "netvsp/nic.h"
 #include "storvsp/controller.h"
 
 namespace vmbusd::daemon {
@@ -39,6 +40,19 @@ struct ScsiConfig {
   std::vector<ImageConfig> images;  // images[i] is behind controller.disks[i], which has no descriptor yet
 };
 
+// What is behind one NIC; which of them, netvsp::NicConfig::backend says.
+struct NicSource {
+  std::string tap;       // kTap: interface name; made where it does not exist
+  std::string socket;    // kStream: absolute path of the peer's listening Unix socket
+  std::vector<int> fds;  // kTap, kStream: in place of these, descriptors that vmbusd was started with
+};
+
+struct NicConfig {
+  std::uint32_t line = 0;
+  netvsp::NicConfig nic;  // without descriptors yet
+  NicSource source;
+};
+
 struct PartitionConfig {
   std::uint32_t line = 0;
   std::string name;
@@ -46,6 +60,7 @@ struct PartitionConfig {
   std::uint32_t io_threads = 0;  // 0: chosen by the host's CPUs
   std::uint32_t poll_us = kPollUsDefault;
   std::vector<ScsiConfig> scsi;
+  std::vector<NicConfig> nics;
 };
 
 struct Config {

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "daemon/disk_image.h"
+#include "daemon/nic_source.h"
 #include "partition/attach_protocol.h"
 #include "partition/attach_status.h"
 #include "partition/seqpacket.h"
@@ -124,6 +125,12 @@ bool PartitionSupervisor::open() {
       all = false;
     }
   }
+  for (NicConfig& nic : config_.nics) {
+    const std::string problem = open_nic_source(nic.source, nic.nic);
+    if (problem.empty()) continue;
+    LogScope(fmt::format("{}/{}", config_.name, nic.nic.name)).error("{}", problem);
+    all = false;
+  }
   Result<UniqueFd> listener = partition::listen_seqpacket(config_.socket);
   if (!listener) {
     log_.error("attach socket {}: {}", config_.socket, describe(listener.error()));
@@ -165,6 +172,7 @@ void PartitionSupervisor::spawn() {
   }
   worker_->send(encode(configure));
   for (const ScsiConfig& scsi : config_.scsi) worker_->send(encode(scsi.controller));
+  for (const NicConfig& nic : config_.nics) worker_->send(encode(nic.nic));
   worker_->send(encode(StartCommand{}));
 }
 
@@ -188,17 +196,18 @@ void PartitionSupervisor::report(Report report) {
 }
 
 void PartitionSupervisor::worker_died(int wait_status) {
+  const pid_t pid = worker_->pid();
   worker_.reset();
   const bool was_attached = static_cast<bool>(attached_);
   attached_.reset();
   if (state_ == State::kStopping) {
     if (wait_status != 0) {
       stopped_badly_ = true;
-      log_.error("worker process {}", describe_wait_status(wait_status));
+      log_.error("worker process {} did not stop in order: {}", pid, describe_wait_status(wait_status));
     }
     return finish_stop();
   }
-  log_.error("worker process {}{}", describe_wait_status(wait_status),
+  log_.error("worker process {} ended unexpectedly: {}{}", pid, describe_wait_status(wait_status),
              was_attached ? "; its VMM has lost its devices and must attach again" : "");
   if (!was_ready_) {
     state_ = State::kWaiting;

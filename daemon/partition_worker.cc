@@ -21,6 +21,7 @@
 #include "devices/bus.h"
 #include "devices/device.h"
 #include "io/worker.h"
+#include "netvsp/nic.h"
 #include "storvsp/controller.h"
 
 namespace vmbusd::daemon {
@@ -79,6 +80,7 @@ class PartitionWorker {
       if (!command) return give_notice(describe(command.error()));
       std::visit(Overloaded{[this](ConfigureCommand&& configure) { this->configure(std::move(configure)); },
                             [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
+                            [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
                             [this](StartCommand&&) { started(); },
                             [this](ConnectionCommand&& connection) { connect(std::move(connection.socket)); },
                             [this](StopCommand&&) { begin_stop(); }},
@@ -101,9 +103,18 @@ class PartitionWorker {
   }
 
   void add(storvsp::ControllerConfig controller) {
-    if (!log_ || ready_) return give_notice("a device comes at the wrong time");
     const std::string name = controller.name;
-    auto device = storvsp::make_controller(std::move(controller));
+    keep(name, storvsp::make_controller(std::move(controller)));
+  }
+
+  void add(netvsp::NicConfig nic) {
+    const std::string name = nic.name;
+    keep(name, netvsp::make_nic(std::move(nic)));
+  }
+
+  template <typename T>
+  void keep(const std::string& name, Result<std::unique_ptr<T>> device) {
+    if (!log_ || ready_) return give_notice("a device comes at the wrong time");
     if (!device) return give_notice(fmt::format("device {}: {}", name, describe(device.error())));
     devices_.push_back(*std::move(device));
   }

@@ -70,7 +70,7 @@ class SpawnSetup {
 
 std::string describe_wait_status(int status) {
   if (WIFSIGNALED(status)) {
-    return fmt::format("was killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)));
+    return fmt::format("killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)));
   }
   return fmt::format("exited with status {}", WEXITSTATUS(status));
 }
@@ -174,7 +174,6 @@ void WorkerProcess::wait_for_death() {
     if (error) return;
     int status = 0;
     if (::waitpid(self->pid_, &status, WNOHANG) != self->pid_) return self->wait_for_death();
-    self->pid_ = -1;
     error_code ignored;
     self->socket_.close(ignored);
     self->process_.close(ignored);
@@ -186,7 +185,8 @@ void WorkerProcess::wait_for_death() {
 }
 
 void WorkerProcess::kill() {
-  if (pid_ > 0) ::kill(pid_, SIGKILL);
+  // Once it has been reaped, the number may be another process's.
+  if (process_.is_open()) ::kill(pid_, SIGKILL);
 }
 
 }  // namespace vmbusd::daemon

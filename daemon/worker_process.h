@@ -19,7 +19,7 @@
 
 namespace vmbusd::daemon {
 
-// "was killed by signal 9 (Killed)", from waitpid()'s status.
+// "killed by signal 9 (Killed)", from waitpid()'s status.
 [[nodiscard]] std::string describe_wait_status(int status);
 
 // Life cycle: spawn(), then commands and reports, then `died` once. Destroying it earlier forgets the
@@ -38,6 +38,7 @@ class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
   WorkerProcess(const WorkerProcess&) = delete;
   WorkerProcess& operator=(const WorkerProcess&) = delete;
 
+  // Of use as a name only where the process may have died.
   [[nodiscard]] pid_t pid() const { return pid_; }
   // Commands arrive in order. Their descriptors stay open until the worker has answered or
   // died.

@@ -52,7 +52,7 @@ TEST_CASE("--check-config tells all that is wrong, or OK", "[daemon]") {
   CHECK(bad.status == 2);
   CHECK(bad.output ==
         file + ":3: partition.socket: is an integer; accepted: a path of at most 107 bytes\n" + file +
-            ":4: partition.threads: unknown key; accepted: io_threads, name, poll_us, scsi, socket\n");
+            ":4: partition.threads: unknown key; accepted: io_threads, name, nic, poll_us, scsi, socket\n");
 }
 
 TEST_CASE("the example configuration passes the check", "[daemon]") {

@@ -69,6 +69,34 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   CHECK(last.identity == controller.disks.back().identity);
 }
 
+TEST_CASE("a NIC arrives with its queues", "[daemon]") {
+  netvsp::NicConfig nic;
+  nic.partition = "p";
+  nic.name = "nic0";
+  nic.mac = netvsp::MacAddress{{2, 0, 0, 0, 0, 1}};
+  nic.mtu = 9000;
+  nic.backend = netvsp::NicConfig::Backend::kTap;
+  nic.queues = netvsp::kMaxQueues;
+  for (std::uint32_t i = 0; i < nic.queues; ++i) nic.fds.push_back(some_fd());
+  nic.check_source_mac = true;
+  nic.link_speed_mbps = 25'000;
+  nic.friendly_name = "uplink";
+  nic.null_receive_bytes = 60;
+  const auto got = std::get<netvsp::NicConfig>(carried(encode(nic)).value());
+  CHECK(got.partition == nic.partition);
+  CHECK(got.name == nic.name);
+  CHECK_FALSE(got.instance.has_value());
+  CHECK(got.mac == nic.mac);
+  CHECK(got.mtu == nic.mtu);
+  CHECK(got.backend == nic.backend);
+  CHECK(got.queues == nic.queues);
+  CHECK(got.fds.size() == nic.fds.size());
+  CHECK(got.check_source_mac);
+  CHECK(got.link_speed_mbps == nic.link_speed_mbps);
+  CHECK(got.friendly_name == nic.friendly_name);
+  CHECK(got.null_receive_bytes == nic.null_receive_bytes);
+}
+
 TEST_CASE("descriptors go to the disks that have an image", "[daemon]") {
   storvsp::ControllerConfig controller;
   controller.name = "s";

@@ -49,6 +49,32 @@ lun = 8
 backend = "null"
 size = "10G"
 
+[[partition.nic]]
+name = "nic0"
+backend = "tap"
+tap = "vmtap0"
+queues = 4
+mac = "02:1A:4b:00:c3:9d"
+mtu = 9000
+link_speed_mbps = 25000
+check_source_mac = true
+friendly_name = "uplink"
+
+[[partition.nic]]
+name = "nic1"
+backend = "stream"
+socket = "passt.sock"
+
+[[partition.nic]]
+name = "nic2"
+backend = "null"
+receive_bytes = 1514
+
+[[partition.nic]]
+name = "nic3"
+backend = "tap"
+fds = [4, 5]
+
 [[partition]]
 name = "other"
 socket = "other.sock"
@@ -86,6 +112,35 @@ TEST_CASE("every key is read", "[daemon]") {
   CHECK(disk.identity == Guid::parse("6ba7b811-9dad-11d1-80b4-00c04fd430c8"));
   CHECK(controller.disks[1].backend == storvsp::DiskConfig::Backend::kNull);
   CHECK(controller.disks[1].size_bytes == std::uint64_t{10} << 30);
+}
+
+TEST_CASE("every key of a NIC is read", "[daemon]") {
+  using Backend = netvsp::NicConfig::Backend;
+  const ParsedConfig parsed = parse_config(kWhole, "/etc/vmbusd");
+  REQUIRE(parsed.config.partitions.size() == 2);
+  REQUIRE(parsed.config.partitions[0].nics.size() == 4);
+  const NicConfig& tap = parsed.config.partitions[0].nics[0];
+  CHECK(tap.nic.partition == "demo");
+  CHECK(tap.nic.name == "nic0");
+  CHECK(tap.nic.backend == Backend::kTap);
+  CHECK(tap.source.tap == "vmtap0");
+  CHECK(tap.nic.queues == 4);
+  CHECK(tap.nic.mac == netvsp::MacAddress{{0x02, 0x1a, 0x4b, 0x00, 0xc3, 0x9d}});
+  CHECK(tap.nic.mtu == 9000);
+  CHECK(tap.nic.link_speed_mbps == 25000);
+  CHECK(tap.nic.check_source_mac);
+  CHECK(tap.nic.friendly_name == "uplink");
+  const NicConfig& stream = parsed.config.partitions[0].nics[1];
+  CHECK(stream.nic.backend == Backend::kStream);
+  CHECK(stream.source.socket == "/etc/vmbusd/passt.sock");
+  CHECK_FALSE(stream.nic.mac.has_value());
+  CHECK(stream.nic.mtu == 1500);
+  const NicConfig& null = parsed.config.partitions[0].nics[2];
+  CHECK(null.nic.backend == Backend::kNull);
+  CHECK(null.nic.null_receive_bytes == 1514);
+  const NicConfig& adopted = parsed.config.partitions[0].nics[3];
+  CHECK(adopted.source.fds == std::vector<int>{4, 5});
+  CHECK(adopted.nic.queues == 2);
 }
 
 TEST_CASE("what is left out has its default", "[daemon]") {
@@ -181,10 +236,10 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        partition_with("io_thread = 2\n"),
        {"f.toml:4: partition.io_thread: unknown key (did you mean \"io_threads\"?); accepted: io_threads, "
         "name, "
-        "poll_us, scsi, socket"}},
+        "nic, poll_us, scsi, socket"}},
       {"unknown key",
        partition_with("colour = 2\n"),
-       {"f.toml:4: partition.colour: unknown key; accepted: io_threads, name, poll_us, scsi, socket"}},
+       {"f.toml:4: partition.colour: unknown key; accepted: io_threads, name, nic, poll_us, scsi, socket"}},
       {"unknown key at the top",
        partition_with("[log]\nlevel = \"debug\"\n"),
        {"f.toml:4: log: unknown key; accepted: partition"}},
@@ -278,13 +333,44 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        {"f.toml:9: partition.scsi.disk.size: \"1025T\" is not accepted; accepted: bytes with a binary "
         "suffix, such "
         "as \"512M\", \"10G\", \"2T\", up to \"1024T\""}},
+      {"NIC without a back end",
+       partition_with("[[partition.nic]]\nname = \"n\"\n"),
+       {"f.toml:4: partition.nic.backend: is missing; accepted: \"tap\", \"stream\", \"null\", "
+        "\"loopback\""}},
+      {"NIC of a controller's name",
+       partition_with(
+           "[[partition.scsi]]\nname = \"n\"\n[[partition.nic]]\nname = \"n\"\nbackend = \"null\"\n"),
+       {"f.toml:7: partition.nic.name: the device name \"n\" is taken by the table at line 4"}},
+      {"multicast MAC address",
+       partition_with("[[partition.nic]]\nname = \"n\"\nbackend = \"null\"\nmac = \"01:00:5e:00:00:01\"\n"),
+       {"f.toml:7: partition.nic.mac: \"01:00:5e:00:00:01\" is not accepted; accepted: a unicast MAC address "
+        "such "
+        "as \"02:1a:4b:00:c3:9d\""}},
+      {"interface name of 16 characters",
+       partition_with("[[partition.nic]]\nname = \"n\"\nbackend = \"tap\"\ntap = \"abcdefghijklmnop\"\n"),
+       {"f.toml:7: partition.nic.tap: \"abcdefghijklmnop\" is not accepted; accepted: an interface name: 1 "
+        "to 15 of "
+        "the characters A-Z a-z 0-9 . _ -"}},
+      {"one TAP behind two NICs",
+       partition_with("[[partition.nic]]\nname = \"n\"\nbackend = \"tap\"\ntap = \"t\"\n"
+                      "[[partition.nic]]\nname = \"m\"\nbackend = \"tap\"\ntap = \"t\"\n"),
+       {"f.toml:11: partition.nic.tap: the interface \"t\" is taken by the table at line 4"}},
+      {"descriptor of standard error",
+       partition_with("[[partition.nic]]\nname = \"n\"\nbackend = \"tap\"\nfds = [2]\n"),
+       {"f.toml:7: partition.nic.fds: is something else; accepted: an array of 1 to 64 integers, numbers of "
+        "descriptors from 3 on, each once"}},
+      {"key of another back end",
+       partition_with("[[partition.nic]]\nname = \"n\"\nbackend = \"loopback\"\ntap = \"t\"\n"),
+       {"f.toml:7: partition.nic.tap: unknown key; accepted: backend, check_source_mac, friendly_name, "
+        "instance, "
+        "link_speed_mbps, mac, mtu, name, queues"}},
       {"several at once, by line",
        "[[partition]]\nname = \"a b\"\nsocket = 3\npoll_us = -1\nx = 1\n",
        {"f.toml:2: partition.name: \"a b\" is not accepted; accepted: 1 to 64 of the characters A-Z a-z 0-9 "
         ". _ -",
         "f.toml:3: partition.socket: is an integer; accepted: a path of at most 107 bytes",
         "f.toml:4: partition.poll_us: -1 is not accepted; accepted: an integer from 0 to 10000",
-        "f.toml:5: partition.x: unknown key; accepted: io_threads, name, poll_us, scsi, socket"}},
+        "f.toml:5: partition.x: unknown key; accepted: io_threads, name, nic, poll_us, scsi, socket"}},
   };
   for (const ProblemCase& c : cases) {
     DYNAMIC_SECTION(c.rule) {

@@ -153,7 +153,7 @@ TEST_CASE("a worker that dies is replaced, and its VMM told", "[daemon]") {
   CHECK(vmm.attached());
   CHECK(vmm.add_memory());
   CHECK(daemon.worker_pid(worker) != worker);
-  CHECK(daemon.wait_for_log("killed by signal 9"));
+  CHECK(daemon.wait_for_log("ended unexpectedly: killed by signal 9 (Killed); its VMM has lost its devices"));
   CHECK(open_descriptors(daemon.pid()) == supervisor_before + 1);  // the VMM that is attached
 }
 
