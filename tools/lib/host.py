@@ -214,7 +214,7 @@ class Session:
         return [
             self.plan["vmbus-vmm"],
             *("--kernel", self.plan["kernel"], "--initrd", str(initrd)),
-            *("--append", f"console=ttyS0 panic=-1 mitigations=off {append}".strip()),
+            *("--append", f"console=ttyS0 panic=-1 mitigations=off init_on_alloc=0 {append}".strip()),
             *("--cpus", str(cpus), "--memory", memory, "--console", "stdio", "--attach", str(self.socket(partition))),
         ]
 

@@ -69,7 +69,7 @@ def vmbus_version(guest):
     return line.split("Vmbus version:")[1].split()[0]
 
 
-def verified_disk(session, disk, image, mib, cpus, memory, jobs="disk", timeout_s=240, **variables):
+def verified_disk(session, disk, image, mib, cpus, memory, jobs="disk", timeout_s=420, **variables):
     """The disk test: the guest's own proof, then the host's."""
     session.start_daemon({"demo": [disk]})
     guest = session.start_guest("demo", jobs, cpus, memory, SERIAL=disk.serial, MIB=mib, **variables)
@@ -123,7 +123,7 @@ def reboot(session):
     image = session.image("disk.img", 64)
     session.start_daemon({"demo": [Disk(image, "REBOOT-1")]})
     guest = session.start_guest("demo", "reboot", SERIAL="REBOOT-1")
-    guest.finish(120)
+    guest.finish(180)
     check(guest.said["boot"] == ["first", "second"], f"boots seen: {guest.said['boot']}")
     check(guest.last("kept") == "equal", guest.trouble())
 
@@ -138,7 +138,7 @@ def read_only(session):
     before = run("sha256sum", image)
     session.start_daemon({"demo": [Disk(image, "READONLY-1", readonly=True)]})
     guest = session.start_guest("demo", "readonly", SERIAL="READONLY-1")
-    guest.finish(90)
+    guest.finish(180)
     check(guest.last("ro") == "1", "the guest does not take the disk for read-only")
     check(guest.last("hello") == "from the host", f"the guest read {guest.last('hello')!r}")
     sense = guest.last("sense").lower()
@@ -169,7 +169,7 @@ def host_write_error(session):
     good = session.image("good.img", 64)
     session.start_daemon({"demo": [Disk(bad, "BAD-1"), Disk(small / "full.img", "FULL-1"), Disk(good, "GOOD-1")]})
     guest = session.start_guest("demo", "errors", cpus=2, BAD="BAD-1", FULL="FULL-1", GOOD="GOOD-1")
-    guest.finish(150)
+    guest.finish(240)
     check(guest.last("good") == "verified", guest.trouble())
 
 
@@ -179,9 +179,9 @@ def vmm_killed(session):
     session.start_daemon({name: [disk] for name, disk in disks.items()})
     victim = session.start_guest("victim", "busy", SERIAL="VICTIM-1")
     neighbour = session.start_guest("neighbour", "steady", SERIAL="NEIGHBOUR-1", ROUNDS=6)
-    victim.wait_for("busy", 90)
+    victim.wait_for("busy", 180)
     rounds = len(neighbour.said.get("round", []))
-    neighbour.wait_for("round", 90, times=max(1, rounds))
+    neighbour.wait_for("round", 180, times=max(1, rounds))
     victim.kill()
     session.check_daemon()
     check(len(neighbour.said.get("round", [])) < 6, "the neighbour was done before the victim was killed")
@@ -189,7 +189,7 @@ def vmm_killed(session):
     check(neighbour.last("errors") == "0", f"the neighbour's kernel logged {neighbour.last('errors')} I/O errors")
     session.check_daemon()
     again = session.start_guest("victim", "steady", name="again", SERIAL="VICTIM-1", ROUNDS=1)
-    again.finish(90)
+    again.finish(180)
 
 
 SCENARIOS = {
