@@ -96,6 +96,8 @@ class GuestNic final : private devices::DeviceHost {
 
   void open_channel(std::uint32_t index, std::uint32_t ring_pages) {
     vmbus::Gpadl gpadl{1, index + 1, {{2 * ring_pages * 4096, 0, pages(2 * ring_pages, false)}}};
+    recycle_ = std::max(recycle_, next_page_);
+    for (const vmbus::Gpn page : gpadl.ranges[0].pages) std::memset(memory_.page(page), 0, 4096);
     auto host_rings = std::move(*devices::make_rings(partition_.memory(), gpadl, ring_pages));
     auto guest_rings = std::move(*devices::make_rings(partition_.memory(), gpadl, ring_pages));
     auto link = std::make_unique<Link>();
@@ -132,7 +134,8 @@ class GuestNic final : private devices::DeviceHost {
     for (std::uint32_t i = 0; i < links_.size(); ++i) close_channel(i);
     links_.clear();
     nic_->reset();
-    std::lock_guard lock(mutex_);
+    next_page_ = recycle_ = kFirstPage;
+    const std::lock_guard lock(mutex_);
     offered_ = 0;
   }
 
@@ -530,8 +533,9 @@ class GuestNic final : private devices::DeviceHost {
 
   static constexpr vmbus::Gpn kPages = 8192;
   devices::TestMemory memory_{kPages};
-  vmbus::Gpn next_page_ = 16;
-  vmbus::Gpn recycle_ = 16;
+  static constexpr vmbus::Gpn kFirstPage = 16;
+  vmbus::Gpn next_page_ = kFirstPage;
+  vmbus::Gpn recycle_ = kFirstPage;
   partition::Partition partition_{1};
   std::vector<std::unique_ptr<io::Worker>> workers_;
   std::unique_ptr<Nic> nic_;
