@@ -46,7 +46,8 @@ def _run(command, quiet, **environment):
     """Runs a build step. Quietly means: its output is shown only where it fails."""
     result = subprocess.run(
         [str(word) for word in command],
-        env={**os.environ, **environment},
+        # Without the folder's name in it, the compiler cache serves a fresh clone, too.
+        env={**os.environ, "CCACHE_NOHASHDIR": "1", **environment},
         stdout=subprocess.PIPE if quiet else sys.stderr,
         stderr=subprocess.STDOUT,
         text=True,
