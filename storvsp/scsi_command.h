@@ -54,12 +54,20 @@ ScsiNext reply(const ScsiCommand& command, ScsiResult& result, std::span<const s
 // Copies parameter data out of the guest's buffer, once. `out` is at most command.data_length bytes.
 void copy_parameters(const ScsiCommand& command, std::span<std::byte> out);
 
-// The big-endian integer of type T at cdb[offset].
+// The big-endian integer of type T at cdb[offset]. On every I/O's path, hence not by BigEndian's loop over
+// bytes.
 template <typename T>
 [[nodiscard]] T cdb_field(const ScsiCommand& command, std::size_t offset) {
-  BigEndian<T> value;
+  T value;
   std::memcpy(&value, command.cdb.data() + offset, sizeof value);
-  return value;
+  if constexpr (sizeof(T) == 2) {
+    return __builtin_bswap16(value);
+  } else if constexpr (sizeof(T) == 4) {
+    return __builtin_bswap32(value);
+  } else {
+    static_assert(sizeof(T) == 8);
+    return __builtin_bswap64(value);
+  }
 }
 
 }  // namespace vmbusd::storvsp
