@@ -166,6 +166,21 @@ TEST_CASE("a GPADL for a relid that is not offered is refused, its bodies droppe
   }
 }
 
+TEST_CASE("pages of a GPADL are lent until the device let go", "[vmbus]") {
+  Connected s;
+  s.post_gpadl_values(1, 0x10, 1, std::vector<std::uint64_t>{range(8192, 0), 0x20, 0x30});
+  s.prompt = false;
+  CHECK(s.server.holds_pages(0x20, 1));
+  CHECK(s.server.holds_pages(0x25, 0x0c));
+  CHECK_FALSE(s.server.holds_pages(0x21, 0x0f));
+  CHECK_FALSE(s.server.holds_pages(0x31, 0x100));
+  CHECK_FALSE(s.server.holds_pages(0, 0x20));
+  s.post(GpadlTeardown{.relid = 1, .gpadl = 0x10});
+  CHECK(s.server.holds_pages(0x30, 1));
+  s.server.gpadl_released(1, 0x10);
+  CHECK_FALSE(s.server.holds_pages(0, kGuestPages));
+}
+
 TEST_CASE("teardown", "[vmbus]") {
   Connected s;
   SECTION("of one that is lent: after the device let go") {
