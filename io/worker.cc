@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/assert.h"
+#include "io/poll_time.h"
 
 namespace vmbusd::io {
 
@@ -29,12 +30,6 @@ constexpr unsigned kMaxCompletionsPerTurn = 256;
 constexpr unsigned kMaxTimersPerTurn = 64;
 
 constexpr std::uint32_t kCompletionsPerEntry = 4;  // multishot polls complete many times for one SQE
-
-// What a wake-up through the kernel takes, so that the time between falling asleep and waking is not taken
-// for the time without work. [measured: an eventfd to a sleeper on another CPU of a virtual machine, 27 us]
-constexpr std::chrono::microseconds kWakeUpCost{25};
-// The poll time grows from here by doubling; below it, it is not worth its reading of the clock.
-constexpr std::chrono::microseconds kPollTimeStep{5};
 
 // After an error of the kernel's that may pass, such as want of memory.
 constexpr std::chrono::milliseconds kRetryInterval{10};
@@ -145,7 +140,6 @@ struct Worker::Impl {
   bool arm_wake();
   void wake();
   void push(Task& task);
-  void adapt_poll_time(Clock::duration since_work);
 
   Worker& worker;
   const WorkerOptions options;
@@ -156,7 +150,7 @@ struct Worker::Impl {
 
   PollList active;
   TimerSet timers;
-  Clock::duration poll_time{0};  // 0..options.poll_time_max
+  PollTime poll_time{options.poll_time_max};
 
   // Newest first. See wake() for how it and `sleeping` keep wake-ups from getting lost.
   std::atomic<Task*> posted{nullptr};
@@ -278,7 +272,7 @@ bool Worker::Impl::poll_active() {
       worked = true;
       continue;
     }
-    if (!pollable.poll_hook.is_linked() || worker.now_ - pollable.last_work < poll_time) continue;
+    if (!pollable.poll_hook.is_linked() || worker.now_ - pollable.last_work < poll_time.now()) continue;
     const bool asleep = pollable.prepare_sleep();
     if (!pollable.poll_hook.is_linked()) continue;
     if (asleep) {
@@ -371,19 +365,6 @@ void Worker::Impl::push(Task& task) {
   wake();
 }
 
-// Called when a Pollable that fell asleep has work again. As with KVM's halt polling, a wake-up that polling
-// would have spared lets the poll time grow, and one that came too late for any polling lets it shrink.
-// [linux: Documentation/virt/kvm/halt-polling.rst]
-void Worker::Impl::adapt_poll_time(Clock::duration since_work) {
-  if (since_work <= options.poll_time_max + kWakeUpCost) {
-    poll_time = std::max<Clock::duration>(poll_time * 2, kPollTimeStep);
-    poll_time = std::min<Clock::duration>(poll_time, options.poll_time_max);
-  } else {
-    poll_time /= 2;
-    if (poll_time < kPollTimeStep) poll_time = Clock::duration::zero();
-  }
-}
-
 Result<std::unique_ptr<Worker>> Worker::create(const WorkerOptions& options) {
   std::unique_ptr<Worker> worker(new Worker(options));
   VMBUSD_CHECK(worker->impl_->set_up());
@@ -472,7 +453,7 @@ void Worker::signal(int eventfd) {
 void Worker::activate(Pollable& pollable) {
   const Clock::time_point last_work = std::exchange(pollable.last_work, now_);
   if (pollable.poll_hook.is_linked()) return;
-  impl_->adapt_poll_time(now_ - last_work);
+  impl_->poll_time.woke(now_ - last_work);
   impl_->active.push_back(pollable);
   pollable.woken();
 }
