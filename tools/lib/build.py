@@ -27,6 +27,9 @@ ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED),
 TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread", *_SANITIZED), "clang++")
 VARIANTS = (NORMAL, ASAN, TSAN)
 
+# What guests need of a build, as ninja's targets.
+PROGRAMS = ("daemon/vmbusd", "vmm/vmbus-vmm")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:

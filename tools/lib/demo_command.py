@@ -68,7 +68,7 @@ def main():
     mode, why = run.mode(arguments.emulated)
     run.explain_mode(mode, why)
     print(f"building {build.folder()}", flush=True)
-    if not build.compile_all(targets=["daemon/vmbusd", "vmm/vmbus-vmm"]):
+    if not build.compile_all(targets=build.PROGRAMS):
         return run.fail("tools/demo: vmbusd does not build")
     guest_kernel = kernel.find(arguments.kernel) if arguments.kernel else kernel.for_guest()
     plan = {

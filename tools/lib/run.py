@@ -18,8 +18,7 @@ SCENARIOS = pathlib.Path(__file__).resolve().parent / "scenarios.py"
 
 def programs():
     """The programs under test, as the plan names them."""
-    found = {"vmbusd": build.folder() / "daemon" / "vmbusd", "vmbus-vmm": build.folder() / "vmm" / "vmbus-vmm"}
-    return {name: str(path.absolute()) for name, path in found.items()}
+    return {target.split("/")[-1]: str((build.folder() / target).absolute()) for target in build.PROGRAMS}
 
 
 def guest_of(of_kernel):

@@ -69,7 +69,7 @@ def vmbus_version(guest):
     return line.split("Vmbus version:")[1].split()[0]
 
 
-def verified_disk(session, disk, image, mib, cpus, memory, jobs="disk", timeout_s=420, **variables):
+def verified_disk(session, disk, image, mib, cpus, memory, jobs="disk", timeout_s=900, **variables):
     """The disk test: the guest's own proof, then the host's."""
     session.start_daemon({"demo": [disk]})
     guest = session.start_guest("demo", jobs, cpus, memory, SERIAL=disk.serial, MIB=mib, **variables)
