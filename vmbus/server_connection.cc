@@ -169,6 +169,7 @@ void ServerCore::advance_connection() {
     if (channel.run_state != RunState::kClosed) return;
   }
   phase_ = Phase::kDisconnected;
+  interrupt_page_ = 0;
   for (auto& [relid, channel] : channels_) {
     channel.told = false;
     advance(channel);
