@@ -7,6 +7,7 @@
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <memory>
@@ -26,6 +27,9 @@ using boost::system::error_code;
 using namespace std::chrono_literals;
 
 const LogScope kLog("vmbusd");
+
+// A worker gives up by itself after kDrainTime; this is for one that cannot even do that.
+constexpr std::chrono::seconds kStopTime = kDrainTime + 5s;
 
 // Each attached guest costs descriptors for its memory, VPs and channels, in its worker and some here.
 void raise_descriptor_limit() {
@@ -101,9 +105,11 @@ class Supervisor {
     if (stopping_) return;
     stopping_ = true;
     notifier_.notify("STOPPING=1");
-    stop_timer_.expires_after(kDrainTime + 5s);
+    stop_timer_.expires_after(kStopTime);
     stop_timer_.async_wait([this](error_code error) {
-      if (!error) kill_all();
+      if (error) return;
+      kLog.error("worker processes did not stop within {} s: killing them", kStopTime.count());
+      kill_all();
     });
     for (const auto& partition : partitions_) partition->stop();
   }
