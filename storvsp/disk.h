@@ -66,8 +66,8 @@ class DiskRequest : public io::IoOp {
   ~DiskRequest() = default;
 };
 
-// One channel's access to one disk: operations of different queues do not wait for each other. Opened and used
-// by one worker thread; destroyed by any, after cancel() and with nothing in flight.
+// One channel's access to one disk: operations of different queues do not wait for each other. Opened and
+// used by one worker thread; destroyed by any, after cancel() and with nothing in flight.
 class DiskQueue {
  public:
   virtual ~DiskQueue() = default;

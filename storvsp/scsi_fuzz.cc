@@ -70,8 +70,8 @@ class Session {
           anything();
           break;
       }
-      VMBUSD_ASSERT(lun_.medium == model_);
     }
+    VMBUSD_ASSERT(lun_.medium == model_);
   }
 
  private:

@@ -1,5 +1,6 @@
 // Packet sequences into a storage channel, through its rings: negotiation in any order, SRBs with any
 // buffers, malformed packets, slow and failing disks. Each input is a list of actions.
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <map>
@@ -97,7 +98,8 @@ class Session {
   void begin(vstor::Operation operation, const Bytes& body) {
     vstor::Packet packet{};
     packet.header.operation = operation;
-    std::memcpy(packet.body.data(), body.data(), body.size());
+    std::transform(body.begin(), body.end(), packet.body.begin(),
+                   [](std::uint8_t byte) { return std::byte{byte}; });
     send(ring::PacketType::kInband, {}, wire_bytes(packet), true);
   }
 

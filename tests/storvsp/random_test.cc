@@ -14,7 +14,7 @@ TEST_CASE("random inputs", "[storvsp]") {
   const unsigned seed = chosen != nullptr ? static_cast<unsigned>(std::strtoul(chosen, nullptr, 0)) : 1;
   INFO("seed " << seed);
   std::mt19937 random(seed);
-  constexpr int kInputs = 300;
+  constexpr int kInputs = 150;
   for (int i = 0; i < kInputs; ++i) {
     std::vector<std::uint8_t> input(random() % 1500);
     const auto distinct = i % 2 == 0 ? 256 : 4 + random() % 28;

@@ -4,6 +4,7 @@
 
 #include <sys/eventfd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <future>
@@ -155,7 +156,8 @@ class StorGuest {
                      std::size_t size = vstor::kPacketSize) {
     vstor::Packet packet{};
     packet.header = {operation, vstor::kFlagCompletionRequested, vstor::Status::kSuccess};
-    std::memcpy(packet.body.data(), body.data(), body.size());
+    std::transform(body.begin(), body.end(), packet.body.begin(),
+                   [](std::uint8_t byte) { return std::byte{byte}; });
     return call(wire_bytes(packet).first(size));
   }
   void negotiate(std::uint16_t version = vstor::kVersionWin10) {

@@ -1,5 +1,6 @@
 #include "storvsp/vstor_session.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -24,7 +25,8 @@ Exchange send(VstorSession& session, Operation operation, std::vector<std::uint8
               std::size_t size = vstor::kPacketSize) {
   Exchange exchange{};
   exchange.packet.header = {operation, vstor::kFlagCompletionRequested, Status::kSuccess};
-  std::memcpy(exchange.packet.body.data(), body.data(), body.size());
+  std::transform(body.begin(), body.end(), exchange.packet.body.begin(),
+                 [](std::uint8_t byte) { return std::byte{byte}; });
   exchange.outcome = session.receive(exchange.packet.header, exchange.packet.body, size);
   return exchange;
 }
