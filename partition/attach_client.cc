@@ -248,12 +248,16 @@ AttachClient::AttachClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) 
 
 AttachClient::~AttachClient() {
   VMBUSD_ASSERT(std::this_thread::get_id() != impl_->thread.get_id());
+  close();
+  impl_->thread.join();
+}
+
+void AttachClient::close() {
   {
     const std::lock_guard lock(impl_->mutex);
     impl_->stopping = true;
   }
   ::shutdown(impl_->socket.get(), SHUT_RDWR);
-  impl_->thread.join();
 }
 
 bool AttachClient::serves_message_connection(std::uint32_t connection_id) const {

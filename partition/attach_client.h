@@ -74,6 +74,11 @@ class AttachClient {
   // Answers AttachClientEvents::host_message, once for each cookie. Any thread.
   void host_message_done(std::uint64_t cookie);
 
+  // Ends the connection: requests under way and later ones fail with Errc::kClosed.
+  // AttachClientEvents::disconnected is not called. For a VMM that leaves and must not wait for a daemon that
+  // hangs.
+  void close();
+
   // The daemon's own words on the last failed request; empty where it gave none.
   [[nodiscard]] std::string error_text() const;
 

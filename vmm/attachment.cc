@@ -99,6 +99,10 @@ void Attachment::unbind() {
   for (std::uint32_t vp = 0; vp < vcpus_; ++vp) tell_synic_state(vp, {});
 }
 
+void Attachment::close() {
+  if (partition::AttachClient* const daemon = client(); daemon != nullptr) daemon->close();
+}
+
 std::uint16_t Attachment::post(std::uint32_t vp, const PostedMessage& message) {
   partition::AttachClient* const daemon = client();
   if (daemon == nullptr || !daemon->serves_message_connection(message.connection_id())) {

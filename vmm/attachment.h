@@ -43,6 +43,8 @@ class Attachment final : public MachineEvents, private partition::AttachClientEv
   [[nodiscard]] Result<void> bind(Machine& machine);
   // Resets the daemon's side. No vCPU runs any more; the machine is not used after this returns.
   void unbind();
+  // Ends the connection for good, without waiting for the daemon, and wakes vCPUs that do wait for it.
+  void close();
 
   // Forwards a message. Returns the hypercall's status.
   [[nodiscard]] std::uint16_t post(std::uint32_t vp, const PostedMessage& message);

@@ -12,7 +12,7 @@
 
 namespace vmbusd::vmm {
 
-// write() may be called by one thread while another uses the rest.
+// write() and give_up() may be called by any thread, the rest by one.
 class Console {
  public:
   // "stdio", "none" or a file's path. The file is created, or emptied. A terminal on standard input is
@@ -24,8 +24,10 @@ class Console {
   Console& operator=(const Console&) = delete;
   ~Console();
 
-  // Bytes that the host does not take (a full disk, a closed pipe) are lost.
+  // Bytes that the host does not take (a full disk, a closed pipe) are lost. Waits for a reader that is slow.
   void write(std::span<const std::uint8_t> bytes);
+  // Ends a write() that waits, and all later ones at once.
+  void give_up();
   // The descriptor to read input from, -1 where there is none.
   [[nodiscard]] int input() const { return input_; }
   [[nodiscard]] bool raw_terminal() const { return raw_; }
@@ -34,6 +36,7 @@ class Console {
   Console() = default;
 
   UniqueFd file_;
+  UniqueFd give_up_;  // eventfd, readable from give_up() on
   int output_ = -1;
   int input_ = -1;
   bool raw_ = false;

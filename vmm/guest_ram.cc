@@ -29,9 +29,10 @@ Result<GuestRam> GuestRam::create(std::uint64_t size, bool hugepages) {
   }
   void* const host = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, ram.fd_.get(), 0);
   if (host == MAP_FAILED) {
-    return fail_os(errno, hugepages ? "cannot map the guest's memory; are there enough huge pages of 2 MiB "
-                                      "(sysctl vm.nr_hugepages)?"
-                                    : "cannot map the guest's memory");
+    return fail_os(errno, hugepages
+                              ? "cannot map the guest's memory; --hugepages wants as many pages of 2 MiB "
+                                "(sysctl vm.nr_hugepages)"
+                              : "cannot map the guest's memory");
   }
   ram.host_ = static_cast<std::byte*>(host);
   ram.size_ = size;

@@ -25,7 +25,22 @@ Platform::Platform(Machine& machine, Console& console, std::function<void()> inp
     : machine_(machine), console_(console), input_drained_(std::move(input_drained)), uart_(*this) {}
 
 PowerRequest Platform::port(const PortExit& access) {
-  const std::lock_guard lock(mutex_);
+  std::string output;
+  PowerRequest request = PowerRequest::kNone;
+  {
+    const std::lock_guard lock(mutex_);
+    request = port_locked(access);
+    output.swap(output_);
+  }
+  // Without the lock: a console that nobody reads stops the vCPU that writes to it and nobody else. The
+  // guest's own lock of the port keeps its lines in order.
+  if (!output.empty()) {
+    console_.write(std::span(reinterpret_cast<const std::uint8_t*>(output.data()), output.size()));
+  }
+  return request;
+}
+
+PowerRequest Platform::port_locked(const PortExit& access) {
   // The common case, whole strings of it: console output.
   if (access.write && access.size == 1 && is_uart(access.port)) {
     uart_.write(static_cast<std::uint16_t>(access.port - kCom1Port), access.data);
@@ -94,8 +109,9 @@ PowerRequest Platform::write_port(std::uint16_t port, std::uint8_t value) {
 }
 
 void Platform::uart_output(std::span<const std::uint8_t> bytes) {
-  console_.write(bytes);
+  output_.append(bytes.begin(), bytes.end());
 }
+
 // A line that cannot be set leaves a console without interrupts, which the guest notices soon enough.
 void Platform::uart_interrupt(bool level) {
   (void)machine_.set_irq_line(kCom1Gsi, level);

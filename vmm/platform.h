@@ -5,6 +5,7 @@
 #include <functional>
 #include <mutex>
 #include <span>
+#include <string>
 
 #include "vmm/console.h"
 #include "vmm/hypervisor.h"
@@ -30,6 +31,7 @@ class Platform final : private UartEvents {
   [[nodiscard]] std::size_t console_room();
 
  private:
+  [[nodiscard]] PowerRequest port_locked(const PortExit& access);
   [[nodiscard]] std::uint8_t read_port(std::uint16_t port);
   [[nodiscard]] PowerRequest write_port(std::uint16_t port, std::uint8_t value);
 
@@ -43,6 +45,7 @@ class Platform final : private UartEvents {
   std::mutex mutex_;  // of all below
   Uart uart_;
   Rtc rtc_;
+  std::string output_;  // of the serial port, on its way to the console
 };
 
 }  // namespace vmbusd::vmm

@@ -157,12 +157,16 @@ class Vm {
     }
     vcpus.start();
     const Wait wait = loop_.wait(vcpus, platform);
+    const bool again = !wait.failed && wait.end == MachineEnd::kReset && !config_.no_reboot;
+    if (!again) {
+      // From here on neither a daemon nor a console's reader that hangs can hold us.
+      attachment_.close();
+      console_.give_up();
+    }
     vcpus.stop();
-    const bool daemon_lost = attachment_.lost();  // before unbind(): what counts is the guest's time
     attachment_.unbind();
-
-    if (!wait.failed && wait.end == MachineEnd::kReset && !config_.no_reboot) return {};
-    return status_of(wait, vcpus.crashed(), daemon_lost);
+    if (again) return {};
+    return status_of(wait, vcpus.crashed(), attachment_.lost());
   }
 
   [[nodiscard]] Result<void> load(Machine& machine) {

@@ -113,6 +113,7 @@ TEST_CASE("kernel, initrd and command line are where the zero page says", "[vmm]
   CHECK(initrd_gpa % 4096 == 0);
   CHECK(initrd_gpa + initrd.size() <= kMemorySizeMin);
   CHECK(all(ram->at(initrd_gpa, initrd.size()), 'i'));
+  CHECK(load<std::uint8_t>(*ram, kBiosResetGpa) == 0xba);
 }
 
 TEST_CASE("the first page tables map 4 GiB onto themselves", "[vmm]") {
