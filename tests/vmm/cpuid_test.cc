@@ -54,7 +54,7 @@ const kvm_cpuid_entry2& find(const std::vector<kvm_cpuid_entry2>& table, std::ui
 }
 
 CpuidConfig config(std::uint32_t vcpus) {
-  return {kHost, kHyperV, vcpus, true};
+  return {kHost, kHyperV, vcpus, true, choose_apic(false, false)};
 }
 
 }  // namespace
@@ -92,7 +92,7 @@ TEST_CASE("nothing is offered that KVM does not have", "[vmm]") {
   std::vector<kvm_cpuid_entry2> bare = kHyperV;
   bare[3] = leaf(0x40000003, 0x66, 0x30, 0, 0);
   bare[4] = leaf(0x40000004, 0, 0, 0, 0);
-  const auto table = build_cpuid({kHost, bare, 1, false}, 0);
+  const auto table = build_cpuid({kHost, bare, 1, false, {}}, 0);
   CHECK(find(table, 0x40000003).eax == 0x66);
   CHECK(find(table, 0x40000003).edx == 0);
   CHECK(find(table, 0x40000004).eax == 0x200);
@@ -121,6 +121,29 @@ TEST_CASE("each vCPU has its own APIC id in one package", "[vmm]") {
     CHECK(find(table, 0xb, 2).ecx == 2);
     CHECK((find(table, 0x80000008).ecx & 0xff) == last);
     CHECK((find(table, 0x4, 3).eax >> 26) + 1 >= vcpus);
+  }
+}
+
+TEST_CASE("guests reach their APIC the cheapest way", "[vmm]") {
+  struct ApicCase {
+    const char* rule;
+    bool virtual_apic;
+    bool virtual_x2apic;
+    bool x2apic;
+    bool hyper_v_msrs;
+  };
+  constexpr ApicCase kApicCases[] = {
+      {"every access is an exit", false, false, false, true},
+      {"AVIC", true, false, false, false},
+      {"APICv, x2AVIC", true, true, true, false},
+  };
+  for (const ApicCase& c : kApicCases) {
+    DYNAMIC_SECTION(c.rule) {
+      const auto table =
+          build_cpuid({kHost, kHyperV, 1, true, choose_apic(c.virtual_apic, c.virtual_x2apic)}, 0);
+      CHECK(((find(table, 1).ecx & 1u << 21) != 0) == c.x2apic);
+      CHECK(((find(table, 0x40000004).eax & 1u << 3) != 0) == c.hyper_v_msrs);
+    }
   }
 }
 

@@ -11,6 +11,7 @@ namespace {
 
 // Leaf 1.
 constexpr std::uint32_t kVmx = 1u << 5;              // ECX
+constexpr std::uint32_t kX2apic = 1u << 21;          // ECX
 constexpr std::uint32_t kTscDeadline = 1u << 24;     // ECX
 constexpr std::uint32_t kHypervisor = 1u << 31;      // ECX
 constexpr std::uint32_t kHyperThreading = 1u << 28;  // EDX: the package holds more than one logical processor
@@ -46,7 +47,8 @@ constexpr std::uint32_t kPrivilegesWanted = 1u << 4 /* post messages */ | 1u << 
 // EDX: hypercall input in XMM registers, frequency MSRs, crash MSRs, direct-mode timers.
 constexpr std::uint32_t kMoreFeaturesWanted = 1u << 4 | 1u << 8 | 1u << 10 | 1u << 19;
 // Leaf 4, EAX: remote TLB flush, APIC MSRs, relaxed timing, cluster IPI, sparse processor masks.
-constexpr std::uint32_t kRecommendationsWanted = 1u << 2 | 1u << 3 | 1u << 5 | 1u << 10 | 1u << 11;
+constexpr std::uint32_t kUseApicMsrs = 1u << 3;
+constexpr std::uint32_t kRecommendationsWanted = 1u << 2 | kUseApicMsrs | 1u << 5 | 1u << 10 | 1u << 11;
 // A SINT with auto-EOI keeps KVM from using the hardware's virtual APIC. [linux: arch/x86/kvm/hyperv.c,
 // synic_update_vector]
 constexpr std::uint32_t kDeprecateAutoEoi = 1u << 9;
@@ -66,7 +68,8 @@ kvm_cpuid_entry2 leaf_or_zero(std::span<const kvm_cpuid_entry2> entries, std::ui
   return zero;
 }
 
-void append_hyper_v(std::vector<kvm_cpuid_entry2>& table, std::span<const kvm_cpuid_entry2> offered) {
+void append_hyper_v(std::vector<kvm_cpuid_entry2>& table, std::span<const kvm_cpuid_entry2> offered,
+                    bool recommend_apic_msrs) {
   kvm_cpuid_entry2 vendor{};
   vendor.function = kHvVendor;
   vendor.eax = kHvHardware;  // the highest leaf
@@ -87,6 +90,7 @@ void append_hyper_v(std::vector<kvm_cpuid_entry2>& table, std::span<const kvm_cp
 
   kvm_cpuid_entry2 recommendations = leaf_or_zero(offered, kHvRecommendations);
   recommendations.eax = (recommendations.eax & kRecommendationsWanted) | kDeprecateAutoEoi;
+  if (!recommend_apic_msrs) recommendations.eax &= ~kUseApicMsrs;
   recommendations.ebx = kNeverNotifySpinLocks;
   recommendations.ecx = 0;
   recommendations.edx = 0;
@@ -189,12 +193,13 @@ std::vector<kvm_cpuid_entry2> build_cpuid(const CpuidConfig& config, std::uint32
     if (entry.function == 0x1) {
       entry.ecx = (entry.ecx | kHypervisor) & ~kVmx;
       if (config.tsc_deadline_timer) entry.ecx |= kTscDeadline;
+      if (!config.apic.x2apic) entry.ecx &= ~kX2apic;
     }
     if (entry.function == 0x80000001) entry.ecx &= ~kSvm;
     table.push_back(entry);
   }
   if (extended_topology) topology.append_extended(table, kExtendedTopology);
-  append_hyper_v(table, config.hyper_v);
+  append_hyper_v(table, config.hyper_v, config.apic.hyper_v_msrs);
   return table;
 }
 

@@ -1,10 +1,12 @@
 #include "vmm/kvm/kvm_hypervisor.h"
 
+#include <cpuid.h>
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <array>
-#include <cstring>
+#include <fstream>
+#include <string>
 #include <utility>
 
 #include "vmm/kvm/cpuid.h"
@@ -32,6 +34,25 @@ constexpr std::array kNeeds = {
     Need{KVM_CAP_IMMEDIATE_EXIT, "KVM lacks KVM_CAP_IMMEDIATE_EXIT"},
     Need{KVM_CAP_SYS_HYPERV_CPUID, "KVM lacks KVM_CAP_SYS_HYPERV_CPUID (kernel 5.11)"},
 };
+
+// A boolean parameter of a kernel module; false where the module is not loaded.
+bool module_parameter(const char* path) {
+  std::string value;
+  std::ifstream(path) >> value;
+  return value == "Y" || value == "1";
+}
+
+ApicOffer probe_apic() {
+  // Intel's processors virtualize both modes or none, AMD's x2APIC came later: CPUID 0x8000000a, EDX bit 18.
+  const bool apicv = module_parameter("/sys/module/kvm_intel/parameters/enable_apicv");
+  const bool avic = module_parameter("/sys/module/kvm_amd/parameters/avic");
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  const bool x2avic = avic && ::__get_cpuid(0x8000000a, &eax, &ebx, &ecx, &edx) != 0 && (edx & 1u << 18) != 0;
+  return choose_apic(apicv || avic, apicv || x2avic);
+}
 
 // `request` fills a kvm_cpuid2, whose number of entries must be guessed.
 Result<std::vector<kvm_cpuid_entry2>> read_cpuid(int fd, unsigned long request) {
@@ -62,6 +83,7 @@ Result<void> KvmHypervisor::probe() {
       return fail(Errc::kUnsupported, need.complaint);
   }
   tsc_deadline_timer_ = retry_ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
+  apic_ = probe_apic();
   const int run_size = retry_ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
   if (run_size < 0) return fail_os(errno, "cannot ask KVM for the size of a vCPU's shared area");
   run_size_ = static_cast<std::size_t>(run_size);
@@ -87,6 +109,7 @@ Result<std::unique_ptr<Machine>> KvmHypervisor::create_machine(const MachineConf
       .hyper_v = hyper_v_cpuid_,
       .vcpus = config.vcpus,
       .tsc_deadline_timer = tsc_deadline_timer_,
+      .apic = apic_,
   };
   return KvmMachine::create(kvm_.get(), run_size_, cpuid, config, events);
 }

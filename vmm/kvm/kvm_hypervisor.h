@@ -10,6 +10,7 @@
 #include "base/fd.h"
 #include "base/result.h"
 #include "vmm/hypervisor.h"
+#include "vmm/kvm/cpuid.h"
 
 namespace vmbusd::vmm::kvm {
 
@@ -30,6 +31,7 @@ class KvmHypervisor final : public Hypervisor {
   UniqueFd kvm_;
   std::size_t run_size_ = 0;  // of the area that a vCPU shares with KVM
   bool tsc_deadline_timer_ = false;
+  ApicOffer apic_;
   std::vector<kvm_cpuid_entry2> host_cpuid_;
   std::vector<kvm_cpuid_entry2> hyper_v_cpuid_;
 };
