@@ -112,6 +112,10 @@ void Bus::drained(vmbus::Relid relid) {
   if (draining_.erase(relid) != 0 && draining_.empty()) next_change();
 }
 
+bool Bus::region_lent(std::uint64_t gpa, std::uint64_t size) const {
+  return server_->holds_pages(gpa / partition::kPageSize, size / partition::kPageSize);
+}
+
 void Bus::guest_message(std::uint32_t vp, std::uint32_t connection_id, std::uint32_t message_type,
                         std::span<const std::byte> payload) {
   if (message_type != vmbus::Server::kMessageType) {
@@ -181,7 +185,8 @@ Result<std::unique_ptr<Channel>> Bus::make_channel(vmbus::Relid relid, const vmb
   if (request.interrupt_page != 0) {
     config.interrupt_page = reinterpret_cast<std::uint32_t*>(
         partition.memory().translate_writable(request.interrupt_page, partition::kPageSize));
-    if (config.interrupt_page == nullptr) return fail(Errc::kBadGpadl, "interrupt page is not in guest memory");
+    if (config.interrupt_page == nullptr)
+      return fail(Errc::kBadGpadl, "interrupt page is not in guest memory");
   }
   return std::make_unique<Channel>(std::move(config), partition, worker, std::move(rings.incoming),
                                    std::move(rings.outgoing), std::move(handler), std::move(doorbell));
@@ -318,9 +323,13 @@ void Bus::release_gpadl(vmbus::Relid relid, const std::shared_ptr<const vmbus::G
   open.releasing.insert(gpadl->id);
   Channel& channel = *open.channel;
   channel.worker().post([this, &channel, relid, id = gpadl->id] {
-    if (channel.stopping()) return;  // answered when the channel is closed
-    channel.handler().release_gpadl(
-        id, [this, relid, id] { control_.post([this, relid, id] { gpadl_released(relid, id); }); });
+    auto released = [this, relid, id] { control_.post([this, relid, id] { gpadl_released(relid, id); }); };
+    if (channel.stopping()) {
+      // Its handler was stopped: only what is in flight can still touch the pages.
+      channel.when_idle(std::move(released));
+    } else {
+      channel.handler().release_gpadl(id, std::move(released));
+    }
   });
 }
 

@@ -81,6 +81,7 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void send(std::span<const std::byte> bytes, std::span<const int> fds) override;
   void attached(partition::Partition& partition) override;
   void change_partition(bool drain, std::function<void()> change, std::function<void()> done) override;
+  bool region_lent(std::uint64_t gpa, std::uint64_t size) const override;
   void guest_message(std::uint32_t vp, std::uint32_t connection_id, std::uint32_t message_type,
                      std::span<const std::byte> payload) override;
   void reset(std::function<void()> done) override;

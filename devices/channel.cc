@@ -53,15 +53,19 @@ void Channel::stop(std::function<void()> stopped) {
   settle();
 }
 
+void Channel::when_idle(std::function<void()> idle) {
+  waiting_idle_.push_back(std::move(idle));
+  settle();
+}
+
 void Channel::pause(std::function<void()> paused) {
-  paused_ = std::move(paused);
   if (state_ == State::kRunning) {
     state_ = State::kPaused;
     worker_.deactivate(*this);
     worker_.disarm(space_timer_);
     handler_->pause();
   }
-  settle();
+  when_idle(std::move(paused));
 }
 
 void Channel::resume() {
@@ -150,9 +154,7 @@ void Channel::settle() {
   if (in_flight_ != 0) return;
   // Posted, not called: whoever ended the last operation is still on the stack, and the channel may be
   // destroyed by what follows.
-  if (paused_) {
-    worker_.post(std::exchange(paused_, nullptr));
-  }
+  for (std::function<void()>& waiting : std::exchange(waiting_idle_, {})) worker_.post(std::move(waiting));
   if (state_ == State::kStopping && !doorbell_watch_.active()) {
     state_ = State::kStopped;
     worker_.post(std::exchange(stopped_, nullptr));

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/log.h"
 #include "base/result.h"
@@ -86,6 +87,8 @@ class Channel final : public io::Pollable {
   // Stops reading the ring and waits for operations in flight; `paused` is called on the worker then.
   void pause(std::function<void()> paused);
   void resume();
+  // `idle` is called on the worker when nothing is in flight, and nothing will be again where stopping().
+  void when_idle(std::function<void()> idle);
   // Interrupts go to another VP; an event that the old one may have missed is raised anew.
   void retarget(std::uint32_t vp);
 
@@ -150,7 +153,7 @@ class Channel final : public io::Pollable {
   io::FdWatch doorbell_watch_;
   SpaceTimer space_timer_{*this};
   std::function<void()> stopped_;
-  std::function<void()> paused_;
+  std::vector<std::function<void()>> waiting_idle_;
   LogScope log_;
   ChannelStats stats_;
 };

@@ -311,6 +311,9 @@ Outcome AttachServer::Impl::unmap_region(const AttachMemory& message) {
     return refuse(AttachStatus::kNotFound,
                   fmt::format("no region was added as {:#x}+{:#x}", message.gpa, message.size));
   }
+  if (events.region_lent(message.gpa, message.size)) {
+    return refuse(AttachStatus::kState, "the guest has lent memory of the region to open channels");
+  }
   const std::less_equal<const std::byte*> not_above;
   for (std::uint32_t index = 0; index < partition->vp_count(); ++index) {
     std::uint32_t*& flags = partition->vp(index).event_flags;

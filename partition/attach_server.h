@@ -31,6 +31,8 @@ class AttachServerEvents {
   // the VMM) is called when it is over, perhaps before this returns. Both on the control thread, each once
   // or, where the connection ends before, never; both do nothing once the AttachServer is gone.
   virtual void change_partition(bool drain, std::function<void()> change, std::function<void()> done) = 0;
+  // Whether the guest has lent memory of this region to a channel: it must stay where it is then.
+  [[nodiscard]] virtual bool region_lent(std::uint64_t gpa, std::uint64_t size) const = 0;
   // The guest posted a message. `payload` is a private copy.
   virtual void guest_message(std::uint32_t vp, std::uint32_t connection_id, std::uint32_t message_type,
                              std::span<const std::byte> payload) = 0;

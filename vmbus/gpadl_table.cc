@@ -136,6 +136,17 @@ std::vector<std::shared_ptr<const Gpadl>> GpadlTable::take_wanted(Relid relid) {
   return taken;
 }
 
+bool GpadlTable::holds(Gpn first, std::uint64_t count) const {
+  const auto inside = [=](Gpn page) { return page >= first && page - first < count; };
+  return std::any_of(entries_.begin(), entries_.end(), [&](const Entries::value_type& entry) {
+    if (entry.second.gpadl == nullptr) return false;
+    const std::vector<Gpadl::Range>& ranges = entry.second.gpadl->ranges;
+    return std::any_of(ranges.begin(), ranges.end(), [&](const Gpadl::Range& range) {
+      return std::any_of(range.pages.begin(), range.pages.end(), inside);
+    });
+  });
+}
+
 bool GpadlTable::erase(Relid relid, GpadlId id) {
   const auto entry = entries_.find(Key{relid, id});
   VMBUSD_ASSERT(entry != entries_.end());

@@ -57,6 +57,8 @@ class GpadlTable {
   // Forgets one that is being assembled or released; returns whether TORNDOWN is owed.
   bool erase(Relid relid, GpadlId id);
 
+  // Whether a page in [first, first + count) belongs to a GPADL that is not forgotten.
+  [[nodiscard]] bool holds(Gpn first, std::uint64_t count) const;
   [[nodiscard]] bool any(Relid relid) const;
   [[nodiscard]] bool empty() const { return entries_.empty(); }
 

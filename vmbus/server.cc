@@ -36,6 +36,10 @@ void Server::retarget_done(Relid relid, std::uint32_t status) {
 void Server::gpadl_released(Relid relid, GpadlId gpadl) {
   impl_->core.gpadl_released(relid, gpadl);
 }
+bool Server::holds_pages(Gpn first, std::uint64_t count) const {
+  return impl_->core.holds_pages(first, count);
+}
+
 std::shared_ptr<const Gpadl> Server::find_gpadl(Relid relid, GpadlId gpadl) const {
   return impl_->core.find_gpadl(relid, gpadl);
 }

@@ -132,6 +132,10 @@ class Server {
   // For devices whose protocol names a GPADL (netvsp's buffers); empty where the channel has none of that id.
   [[nodiscard]] std::shared_ptr<const Gpadl> find_gpadl(Relid relid, GpadlId gpadl) const;
 
+  // Whether the guest has lent a page in [first, first + count): by a GPADL, or as its interrupt page. Such
+  // pages must stay mapped.
+  [[nodiscard]] bool holds_pages(Gpn first, std::uint64_t count) const;
+
   // The VMM resets the guest, or is gone: as UNLOAD, but without an answer. connection_ended() follows when
   // all is closed (at once where nothing is open).
   void reset();

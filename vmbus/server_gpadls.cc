@@ -80,4 +80,10 @@ std::shared_ptr<const Gpadl> ServerCore::find_gpadl(Relid relid, GpadlId gpadl) 
   return gpadls_.live(relid, gpadl);
 }
 
+bool ServerCore::holds_pages(Gpn first, std::uint64_t count) const {
+  const Gpn interrupt_page = interrupt_page_ / kPageBytes;
+  if (interrupt_page_ != 0 && interrupt_page >= first && interrupt_page - first < count) return true;
+  return gpadls_.holds(first, count);
+}
+
 }  // namespace vmbusd::vmbus

@@ -67,6 +67,7 @@ class ServingDaemon final : public AttachServerEvents {
   void guest_message(std::uint32_t, std::uint32_t, std::uint32_t type, std::span<const std::byte>) override {
     guest_messages.push_back(type);
   }
+  bool region_lent(std::uint64_t, std::uint64_t) const override { return false; }
   void reset(std::function<void()> done) override {
     // Channels are closed first, which waits for the VMM's answers.
     server_->doorbell_detach(0x2001, [done](const Result<void>&) { done(); });

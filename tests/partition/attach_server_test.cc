@@ -49,6 +49,8 @@ class FakeDaemon final : public AttachServerEvents {
     last_payload.assign(payload.begin(), payload.end());
   }
   void reset(std::function<void()> done) override { reset_done = std::move(done); }
+  bool region_lent(std::uint64_t, std::uint64_t) const override { return lent; }
+  bool lent = false;
 
   void finish_changes() {
     for (Change& change : std::exchange(changes, {})) {
@@ -460,6 +462,13 @@ TEST_CASE("memory is drained before it goes, and only then answered", "[partitio
     CHECK(fixture.daemon.take<AttachReply>().status == AttachStatus::kOk);
     CHECK(fixture.server.partition()->memory().regions().empty());
     CHECK(fixture.server.partition()->vp(1).event_flags == nullptr);
+  }
+  SECTION("what the guest has lent stays") {
+    fixture.daemon.lent = true;
+    fixture.daemon.finish_changes();
+    CHECK(fixture.daemon.take<AttachReply>().status == AttachStatus::kState);
+    CHECK(fixture.server.partition()->memory().regions().size() == 1);
+    CHECK(fixture.server.partition()->vp(1).event_flags != nullptr);
   }
   SECTION("asked twice, the second finds nothing") {
     REQUIRE(fixture.receive(remove).has_value());
