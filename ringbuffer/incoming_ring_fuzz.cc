@@ -97,7 +97,9 @@ struct Model {
     if (!extended && type != 6 && type != 11) return {Errc::kBadPacket};
     if (offset < (extended ? 24u : 16u) || offset > length) return {Errc::kBadPacket};
     if (flags > 1) return {Errc::kBadPacket};
-    return {.error = std::nullopt, .packet = true, .end = static_cast<std::uint32_t>((read + length + 8) % size())};
+    return {.error = std::nullopt,
+            .packet = true,
+            .end = static_cast<std::uint32_t>((read + length + 8) % size())};
   }
 
   // What release() must say, `pending` and `write_index` as they are now. `read` is new.

@@ -55,11 +55,15 @@ class Host {
     INFO(daemon_->log());
     REQUIRE(ready);
   }
-  // Every test's last word: whatever the guest did, the daemon lives and has lost no worker.
+  // Every test's last word: whatever the guest did, the daemon lives, has lost no worker, and no sanitizer
+  // found anything to say.
   ~Host() {
+    const std::string log = daemon_->log();
+    INFO(log);
     CHECK(daemon::is_alive(daemon_->pid()));
-    CHECK(daemon_->log().find("ended unexpectedly") == std::string::npos);
-    UNSCOPED_INFO(daemon_->log());
+    CHECK(log.find("ended unexpectedly") == std::string::npos);
+    CHECK(log.find("Sanitizer: ") == std::string::npos);
+    CHECK(log.find("runtime error: ") == std::string::npos);
   }
 
   [[nodiscard]] std::unique_ptr<ChildPartition> attach(const std::string& partition = "one",

@@ -46,7 +46,6 @@ enum Word : std::uint8_t { kWriteIndex, kReadIndex, kMask, kPending, kProducerBe
 struct Store {
   std::uint8_t word;
   std::uint8_t value;
-  friend bool operator==(const Store&, const Store&) = default;
 };
 
 struct Thread {
