@@ -1,5 +1,7 @@
 #include "partition/guest_memory.h"
 
+#include <linux/memfd.h>
+
 #include <cstring>
 
 #include "partition/attach_protocol.h"
@@ -118,6 +120,21 @@ TEST_CASE("memory must be shareable", "[partition]") {
       if (!c.shareable) CHECK(added.error().code == Errc::kUnsupported);
     }
   }
+}
+
+TEST_CASE("a region of huge pages consists of whole ones", "[partition]") {
+  // The page is mapped, never touched: this needs no huge page of the machine's.
+  constexpr std::uint64_t kHugePage = 2 << 20;
+  UniqueFd fd(::memfd_create("guest", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB));
+  if (!fd || ::ftruncate(fd.get(), 2 * kHugePage) != 0) {
+    WARN("skipped: the kernel has no huge pages");
+    return;
+  }
+  GuestMemory memory;
+  CHECK(memory.add(0, kPage, UniqueFd(::dup(fd.get())), 0, true).error().code == Errc::kMemory);
+  CHECK(memory.add(0, kHugePage, UniqueFd(::dup(fd.get())), kPage, true).error().code == Errc::kMemory);
+  REQUIRE(memory.add(0, kHugePage, UniqueFd(::dup(fd.get())), kHugePage, true).has_value());
+  CHECK(memory.remove(0, kHugePage).has_value());
 }
 
 TEST_CASE("regions are bounded in number", "[partition]") {
