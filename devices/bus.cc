@@ -141,15 +141,7 @@ void Bus::disconnected(const Error& reason) {
       std::exchange(ended_, nullptr)();
       return;
     }
-    // No answer comes any more to what the VMM was asked.
-    std::vector<vmbus::Relid> attaching;
-    std::vector<vmbus::Relid> detaching;
-    for (const auto& [relid, open] : channels_) {
-      if (open.phase == OpenChannel::Phase::kAttaching) attaching.push_back(relid);
-      if (open.phase == OpenChannel::Phase::kDetaching) detaching.push_back(relid);
-    }
-    for (const vmbus::Relid relid : attaching) doorbell_attached(relid, fail(Errc::kClosed, "VMM is gone"));
-    for (const vmbus::Relid relid : detaching) channel_closed(relid);
+    attach_.disconnected();  // answers what the VMM was asked and will not answer
     server_->reset();
   });
 }
@@ -206,19 +198,13 @@ void Bus::open_channel(vmbus::Relid relid, const vmbus::OpenRequest& request) {
   open.connection_id = request.connection_id;
   const int doorbell = open.channel->doorbell();
   VMBUSD_ASSERT(channels_.emplace(relid, std::move(open)).second);
-  if (!connected_) {
-    doorbell_attached(relid, fail(Errc::kClosed, "VMM is gone"));
-    return;
-  }
   // The guest may signal as soon as it sees the open's result, so the doorbell comes first.
   attach_.doorbell_attach(request.connection_id, doorbell,
                           [this, relid](const Result<void>& result) { doorbell_attached(relid, result); });
 }
 
 void Bus::doorbell_attached(vmbus::Relid relid, const Result<void>& result) {
-  const auto found = channels_.find(relid);
-  if (found == channels_.end() || found->second.phase != OpenChannel::Phase::kAttaching) return;
-  OpenChannel& open = found->second;
+  OpenChannel& open = channels_.at(relid);
   if (!result) {
     log_.warning("cannot open channel {}: the VMM did not attach its doorbell: {}", relid,
                  describe(result.error()));
@@ -273,14 +259,8 @@ void Bus::stop_channel(vmbus::Relid relid) {
 void Bus::detach_doorbell(vmbus::Relid relid) {
   OpenChannel& open = channels_.at(relid);
   open.phase = OpenChannel::Phase::kDetaching;
-  if (!connected_) {
-    channel_closed(relid);
-    return;
-  }
   attach_.doorbell_detach(open.connection_id, [this, relid](const Result<void>& result) {
-    const auto found = channels_.find(relid);
-    if (found == channels_.end() || found->second.phase != OpenChannel::Phase::kDetaching) return;
-    if (!result)
+    if (!result && connected_)
       log_.warning("the VMM did not detach the doorbell of channel {}: {}", relid, describe(result.error()));
     channel_closed(relid);
   });
