@@ -21,10 +21,15 @@ inline constexpr bool kIsWire = std::is_trivially_copyable_v<T>&& std::is_standa
                                     std::has_unique_object_representations_v<T> &&
                                 sizeof(T) == Size;
 
-// A span or pointer would pass for one: it has no padding either, but its bytes are a host address.
+// A pointer, span or smart pointer has no padding either, but its bytes are a host address.
 template <typename T>
-concept WireStruct = std::is_trivially_copyable_v<T> && std::has_unique_object_representations_v<T> &&
-                     !std::is_pointer_v<T> && !requires { typename T::element_type; };
+inline constexpr bool kHoldsAddress = std::is_pointer_v<T> || requires {
+  typename T::element_type;
+};
+
+template <typename T>
+concept WireStruct =
+    std::is_trivially_copyable_v<T> && std::has_unique_object_representations_v<T> && !kHoldsAddress<T>;
 
 // A big-endian integer of a SCSI or network structure. A byte array inside, so alignment is 1 and a forgotten
 // byte swap does not compile.
