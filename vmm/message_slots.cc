@@ -29,9 +29,12 @@ bool MessageSlots::post(std::uint32_t sint, std::uint32_t type, std::span<const 
   // this message does not overwrite the one it is reading.
   if (type_of(slot).load(std::memory_order_acquire) != kMessageTypeNone) return false;
   const MessageHeader header{kMessageTypeNone, static_cast<std::uint8_t>(payload.size()), 0, 0, 0};
-  constexpr std::size_t kBehindType = sizeof header.type;
-  std::memcpy(slot + kBehindType, reinterpret_cast<const std::byte*>(&header) + kBehindType,
-              sizeof header - kBehindType);
+  std::memcpy(slot + offsetof(MessageHeader, payload_size), &header.payload_size, sizeof header.payload_size);
+  // Atomic: the guest may still be about to read the flags of the message before.
+  flags_of(slot).store(header.flags, std::memory_order_relaxed);
+  constexpr std::size_t kBehindFlags = offsetof(MessageHeader, flags) + sizeof header.flags;
+  std::memcpy(slot + kBehindFlags, reinterpret_cast<const std::byte*>(&header) + kBehindFlags,
+              sizeof header - kBehindFlags);
   if (!payload.empty()) std::memcpy(slot + sizeof header, payload.data(), payload.size());
   // release: pairs with the guest's load of the type before it reads the rest (vmbus_on_msg_dpc).
   type_of(slot).store(type, std::memory_order_release);
