@@ -153,7 +153,7 @@ class GuestNic final : private devices::DeviceHost {
     }
     send_plain(bytes_of(NvspSendNdisVersion{NvspType::kSendNdisVersion, 6, 30}));
     lend_receive_buffer(options.receive_pages);
-    lend_send_buffer(64);
+    lend_send_buffer(256);
     REQUIRE(control(hex("02000000 18000000 01000000 01000000 00000000 00400000")).size() == 52);
     if (version >= NvspVersion::k61) {
       Bytes parameters = hex("80031c00 01 04 04 04 04 00 00 02 02 00 00 00 00000000 00 00 01 01 00 00 0000");

@@ -391,7 +391,7 @@ TEST_CASE("a guest that does not read its ring stalls its channel only", "[netvs
   guest.link().reading = false;
   std::vector<std::uint64_t> transactions;
   // More completions than the ring holds; those that wait are bounded, and then our ring stays full.
-  for (int i = 0; i < 120; ++i) transactions.push_back(guest.send_section(0, 0, message));
+  for (std::uint32_t i = 0; i < 120; ++i) transactions.push_back(guest.send_section(0, i, message));
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   guest.link().reading = true;
   for (const std::uint64_t transaction : transactions) {
