@@ -12,9 +12,9 @@ import guest_image
 JOBS = guest_image.GUEST_FILES / "jobs"
 
 # What a guest's console shows when its kernel, not its job, came to an end.
-# Under QEMU's emulated SVM that happens without a fault of ours: an injected interrupt leaves its vector in exception_index,
-# and where the CPU loop is asked to exit before the guest's next exception, the same interrupt is delivered once more, with
-# interrupts masked and before swapgs. [qemu: target/i386/tcg, svm_helper.c, helper_vmrun(), SVM_EVTINJ_TYPE_INTR] Such a
+# Under QEMU's emulated SVM it may be no fault of ours. Probable, from the source and one trace, not proven by a mended
+# QEMU: an injected interrupt leaves its vector in exception_index, and a CPU loop that is asked to exit just then delivers
+# it once more, with interrupts masked. [qemu: target/i386/tcg, svm_helper.c, helper_vmrun(), SVM_EVTINJ_TYPE_INTR] Such a
 # death is counted and fails its scenario all the same: an interrupt that the VMM injects wrongly looks alike.
 DEATHS = ("Kernel panic", "double fault", "BUG: unable to handle", "general protection fault", "watchdog: BUG: soft lockup")
 
