@@ -59,6 +59,7 @@ struct ReceiveHead {
   Ppi infos[kReceiveInfosMax];
 
   void add(PpiType type, std::uint32_t data) {
+    packet.ppi_offset = sizeof(RndisPacket) - kRndisOffsetBase;
     infos[packet.ppi_length / sizeof(Ppi)] = {{sizeof(Ppi), type, sizeof(PpiHeader)}, data};
     packet.ppi_length += sizeof(Ppi);
   }
@@ -69,14 +70,15 @@ struct ReceiveHead {
 };
 static_assert(offsetof(ReceiveHead, infos) == sizeof(RndisPacket));
 
-// A head without infos for a frame (or fragment) of `frame_size` bytes that stands at `frame_offset`.
+// A head without infos for a frame (or fragment) of `frame_size` bytes that stands at `frame_offset`. The infos'
+// offset stays 0 until there is one: with another Linux complains of their length for each packet.
+// [linux: drivers/net/hyperv/rndis_filter.c, rndis_get_ppi]
 [[nodiscard]] inline ReceiveHead make_receive_head(std::uint32_t frame_offset, std::uint32_t frame_size) {
   ReceiveHead head;  // infos are written as they are added
   head.packet = {};
   head.packet.header = {RndisType::kPacket, frame_offset + frame_size};
   head.packet.data_offset = frame_offset - kRndisOffsetBase;
   head.packet.data_length = frame_size;
-  head.packet.ppi_offset = sizeof(RndisPacket) - kRndisOffsetBase;
   return head;
 }
 

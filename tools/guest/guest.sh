@@ -43,9 +43,36 @@ disk() {
   return 1
 }
 
+# nic [N]: waits for the NIC that is Nth by name, or the first, and prints its name.
+nic() {
+  for _ in $(seq 300); do
+    name=$(for net in /sys/class/net/*; do
+      driver=$(readlink -f "$net/device/driver")
+      [ "${driver##*/}" = hv_netvsc ] && echo "${net##*/}"
+    done | sed -n "${1:-1}p")
+    if [ -n "$name" ]; then
+      echo "$name"
+      return 0
+    fi
+    usleep 100000
+  done
+  return 1
+}
+
+# lease NIC: gets an address by DHCP and prints it.
+lease() {
+  udhcpc -i "$1" -n -q -f -t 20 -T 1 -s /lib/udhcpc.sh >/tmp/udhcpc 2>&1 || return 1
+  ip -4 -o address show dev "$1" scope global | awk '{ print $4 }'
+}
+
+# checksum_errors: the kernel's counters of packets that came with a wrong checksum, where they are not 0.
+checksum_errors() {
+  nstat -az | awk 'tolower($1) ~ /csum/ && $2 != 0 { printf "%s=%s ", $1, $2 }'
+}
+
 # kernel_log: the evidence that the drivers in the box found what vmbusd gave.
 kernel_log() {
-  dmesg | grep -E -i 'hyper-?v|vmbus|hv_|scsi|sd [0-9]|netvsc' | while read -r line; do
+  dmesg | grep -v ACPI: | grep -E -i 'hyper-?v|vmbus|hv_|scsi|sd [0-9]|netvsc' | head -n 60 | while read -r line; do
     say log "$line"
   done
 }

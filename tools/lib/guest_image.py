@@ -20,7 +20,7 @@ OPTIONAL_MODULES = ("crc32c-intel", "pci-hyperv", "hv_sock", "ptp", "vsock", "vi
                     "virtio_blk", "virtio_scsi", "virtio_net")  # fmt: skip
 
 PROGRAMS = ("mkfs.ext4", "fsck.ext4", "debugfs", "sfdisk", "blockdev", "sg_inq", "sg_vpd", "sg_raw", "sg_unmap", "sg_reset",
-            "sg_luns", "ethtool", "iperf3", "ip", "tc", "taskset")  # fmt: skip
+            "sg_luns", "ethtool", "iperf3", "ip", "tc", "taskset", "nstat", "ping", "socat")  # fmt: skip
 
 
 def _which(program):
@@ -125,7 +125,9 @@ def guest_image(kernel):
         for folder in ("proc", "sys", "tmp", "mnt", "root", "run", "var/tmp"):
             archive.folder(folder)
         add_busybox(archive)
-        for program in programs:
+        # BusyBox's own shell takes its applets before the programs below.
+        archive.copy("/bin/dash", "bin/sh")
+        for program in ("/bin/dash", *programs):
             archive.copy(program)
             for library in _libraries(program):
                 archive.copy(library)
@@ -135,10 +137,12 @@ def guest_image(kernel):
         archive.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
         archive.file("init", (GUEST_FILES / "init").read_text(encoding="utf-8"), 0o755)
         archive.file("lib/guest.sh", (GUEST_FILES / "guest.sh").read_text(encoding="utf-8"))
+        archive.file("lib/udhcpc.sh", (GUEST_FILES / "udhcpc.sh").read_text(encoding="utf-8"), 0o755)
         add_modules(archive, kernel, MODULES, OPTIONAL_MODULES)
         return archive.data()
 
-    sources = (__file__, GUEST_FILES / "init", GUEST_FILES / "guest.sh", cpio.__file__, fio, kernel.image, *programs)
+    files = (GUEST_FILES / name for name in ("init", "guest.sh", "udhcpc.sh"))
+    sources = (__file__, *files, cpio.__file__, fio, kernel.image, *programs)
     return cached(f"guest-{kernel.release}", inputs_of(*sources), make)
 
 

@@ -146,6 +146,7 @@ class Session:
         self._on_line = on_line
         self._daemon = None
         self._guests = []
+        self._programs = []
         self._undo = []
 
     def __enter__(self):
@@ -161,6 +162,9 @@ class Session:
         try:
             self._stop_daemon(expect_clean=kind is None)
         finally:
+            for program in self._programs:
+                program.kill()
+                program.wait()
             for command in reversed(self._undo):
                 subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
             if self.plan.get("keep_images"):
@@ -173,20 +177,33 @@ class Session:
         """A command to run when the scenario is over, last first."""
         self._undo.append([str(word) for word in command])
 
+    def start(self, name, *command):
+        """A program that runs until the session ends; its output goes to the log NAME.log."""
+        with open(self.logs / f"{name}.log", "w", encoding="utf-8") as log:
+            program = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._programs.append(program)
+        return program
+
     def image(self, name, size_mib):
         path = self.files / name
         with open(path, "wb") as file:
             file.truncate(size_mib << 20)
         return path
 
-    def start_daemon(self, partitions):
-        """Starts vmbusd with partitions, given as name to list of Disk, and waits for their sockets."""
+    def start_daemon(self, partitions, network=None):
+        """Starts vmbusd with partitions, given as name to list of Disk and Nic, and waits for their sockets.
+
+        `network` is the namespace in which it finds or makes TAPs.
+        """
         config = self.logs / "vmbusd.toml"
         text = ""
-        for name, disks in partitions.items():
+        for name, devices in partitions.items():
+            disks = [device for device in devices if isinstance(device, Disk)]
             text += f'[[partition]]\nname = "{name}"\nsocket = "{self.socket(name)}"\n'
-            text += f'  [[partition.scsi]]\n  name = "{name}-scsi0"\n'
+            if disks:
+                text += f'  [[partition.scsi]]\n  name = "{name}-scsi0"\n'
             text += "".join(disk.toml(lun) for lun, disk in enumerate(disks))
+            text += "".join(device.toml() for device in devices if device not in disks)
         config.write_text(text)
         check_result = subprocess.run(
             [self.plan["vmbusd"], "--config", config, "--check-config"],
@@ -195,7 +212,7 @@ class Session:
         check(check_result.returncode == 0, f"vmbusd --check-config: {check_result.stdout.strip()}")
         with open(self.logs / "vmbusd.log", "w", encoding="utf-8") as log:
             self._daemon = subprocess.Popen(
-                [self.plan["vmbusd"], "--config", str(config), "--log-level", "debug"],
+                [*(network.prefix if network else ()), self.plan["vmbusd"], "--config", str(config), "--log-level", "debug"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         end = time.monotonic() + 20

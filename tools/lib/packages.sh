@@ -9,7 +9,8 @@ build_packages=(
 # To run guests: the emulated root partition, the guest's image (its programs are copied from here) and the compiler's
 # side of a static fio.
 guest_packages=(
-  qemu-system-x86 busybox-static fio iperf3 ethtool sg3-utils e2fsprogs fdisk dmsetup iproute2 kmod xz-utils zstd lz4
+  qemu-system-x86 busybox-static fio iperf3 ethtool sg3-utils e2fsprogs fdisk dmsetup iproute2 iputils-ping dnsmasq-base
+  passt socat kmod xz-utils zstd lz4
   debian-archive-keyring dpkg-dev make libaio-dev zlib1g-dev
 )
 

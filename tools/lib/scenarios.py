@@ -13,6 +13,7 @@ import time
 import traceback
 
 from host import Disk, Failure, Session, check, run
+from network import IPV4, IPV6, Network, Nic
 
 FIO_FIELD = {"read": (6, 7, 17), "write": (47, 48, 58)}  # bandwidth, IOPS, first percentile; counted from 0 [fio(1): TERSE OUTPUT]
 
@@ -192,6 +193,123 @@ def vmm_killed(session):
     again.finish(180)
 
 
+HOST = {"HOST": f"{IPV4}.1", "HOST6": f"{IPV6}::1"}
+
+FEATURES = {
+    "tx-checksumming", "rx-checksumming", "scatter-gather", "tcp-segmentation-offload", "tx-tcp6-segmentation",
+    "generic-receive-offload",
+}  # fmt: skip
+
+
+def parse_iperf(line):
+    """One line said by iperf.sh: the job's label, then iperf3's last lines of text."""
+    label, _, text = line.partition(" | ")
+    report = {"job": label}
+    for end in text.split("|"):
+        words = end.split()
+        if not words:
+            continue
+        at = words.index("Kbits/sec")
+        if words[-1] == "receiver":
+            report["gbps"] = round(float(words[at - 1]) / 1e6, 3)
+        elif "ms" not in words:  # TCP: retransmits follow the rate
+            report["retransmits"] = int(words[at + 1])
+    return report
+
+
+def check_nic(guest, cpus):
+    features = set(guest.last("features").split())
+    check(FEATURES <= features, f"the guest has no {', '.join(sorted(FEATURES - features))}; it has {', '.join(sorted(features))}")
+    check(guest.last("channels").split()[-1] == str(cpus), f"the NIC has {guest.last('channels')} channels for {cpus} VPs")
+    queues = set(guest.last("indirection").split())
+    check(queues == {str(queue) for queue in range(cpus)}, f"the indirection table names the queues {queues}")
+
+
+def random_image(session, name, mib):
+    path = session.files / name
+    run("dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={mib}")
+    return path
+
+
+def network(session):
+    """Address by DHCP, IPv6, pings without loss, iperf3 both ways, 256 MiB both ways with equal checksums."""
+    mib, pings = 256, session.plan.get("pings", 10000)
+    source, target = random_image(session, "source.img", mib), session.image("target.img", mib)
+    lan = Network(session)
+    session.start_daemon({"demo": [Disk(source, "SOURCE", readonly=True), Disk(target, "TARGET"), Nic("vmtap0", options="queues = 2")]}, lan)
+    lan.serve("vmtap0")
+    received = {port: session.files / f"received-{port}" for port in (5000, 5006)}
+    for port, path in received.items():
+        lan.receiver(port, path)
+    lan.sender(5001, source)
+    guest = session.start_guest("demo", "network pings iperf copy", 2, "512M", **HOST, SOURCE="SOURCE", TARGET="TARGET",
+                                SIZES="0 1472", PINGS=pings, SECONDS_EACH=2, UDP_RATE="200M")  # fmt: skip
+    guest.finish(300)
+    session.check_daemon()
+    check_nic(guest, 2)
+    digest = run("sha256sum", source).split()[0]
+    for path in (*received.values(), target):
+        check(run("sha256sum", path).split()[0] == digest, f"{path.name} differs from what was sent")
+    check(not guest.last("checksum-errors"), f"wrong checksums in the guest: {guest.last('checksum-errors')}")
+    check(not lan.checksum_errors(), f"wrong checksums on the host: {lan.checksum_errors()}")
+    return {"iperf3": [parse_iperf(line) for line in guest.said["iperf"]]}
+
+
+def network_offloads(session):
+    """With each offload switched off in the guest, data arrives right both ways, without a wrong checksum."""
+    source = random_image(session, "source.img", 8)
+    lan = Network(session)
+    session.start_daemon({"demo": [Nic("vmtap0", options="queues = 2")]}, lan)
+    lan.serve("vmtap0")
+    lan.sender(5001, source)
+    lan.digester(5002)
+    digest = run("sha256sum", source).split()[0]
+    guest = session.start_guest("demo", "network offloads", 2, **HOST, DIGEST=digest, BYTES=8 << 20)
+    guest.finish(300)
+    check(not lan.checksum_errors(), f"wrong checksums on the host: {lan.checksum_errors()}")
+    return {"right": guest.said["right"], "fixed": guest.said.get("fixed", [])}
+
+
+def network_changes(session):
+    """MTU, 50 times down and up, 20 times unbind and bind, a restart, under traffic: the NIC works after each."""
+    lan = Network(session)
+    image = session.image("disk.img", 16)
+    session.start_daemon({"demo": [Disk(image, "CHANGES"), Nic("vmtap0", options="mtu = 9000\nqueues = 2")]}, lan)
+    lan.serve("vmtap0", mtu=9000)
+    lan.sink(5003)
+    guest = session.start_guest("demo", "network changes", 2, **HOST, SERIAL="CHANGES", ROUNDS=50, REBINDS=20)
+    guest.finish(300)
+    check(guest.said["boot"] == ["first", "second"], f"boots seen: {guest.said['boot']}")
+    session.check_daemon()
+
+
+def network_queues(session):
+    """Four VPs, four channels, eight streams: packets on every queue."""
+    lan = Network(session)
+    session.start_daemon({"demo": [Nic("vmtap0", options="queues = 4")]}, lan)
+    lan.serve("vmtap0")
+    guest = session.start_guest("demo", "network queues", 4, **HOST)
+    guest.finish(240)
+    check_nic(guest, 4)
+    counts = dict(word.split(":") for word in guest.last("queues").split())
+    check(len(counts) == 8 and all(int(count) for count in counts.values()), f"packets of the queues: {guest.last('queues')}")
+
+
+def two_guests(session):
+    """Two guests on one bridge exchange traffic."""
+    lan = Network(session)
+    names = ("first", "second")
+    session.start_daemon({name: [Nic(f"vm-{name}")] for name in names}, lan)
+    lan.serve(lan.bridge(*(f"vm-{name}" for name in names)))
+    server = session.start_guest("first", "network serve", **HOST)
+    address = server.wait_for("address", 120).split("/")[0]
+    server.wait_for("serving", 60)
+    client = session.start_guest("second", "network iperf", **{**HOST, "HOST": address}, SECONDS_EACH=1, UDP_RATE="50M")
+    client.finish(240)
+    server.kill()
+    return {"iperf3": [parse_iperf(line) for line in client.said["iperf"]]}
+
+
 SCENARIOS = {
     "demo": demo,
     "one-cpu-256m": one_cpu_256m,
@@ -201,6 +319,11 @@ SCENARIOS = {
     "host-write-error": host_write_error,
     "vmm-killed": vmm_killed,
     "second-kernel": second_kernel,
+    "network": network,
+    "network-offloads": network_offloads,
+    "network-changes": network_changes,
+    "network-queues": network_queues,
+    "two-guests": two_guests,
 }
 
 
