@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -66,6 +67,9 @@ class Nic : public devices::Device {
   // Another descriptor (set) for a TAP that was removed or a peer that went away, in the form that
   // NicConfig::fds has. Link up follows. Errc::kConfig: the wrong number or kind.
   [[nodiscard]] virtual Result<void> replace_backend(std::vector<UniqueFd> fds) = 0;
+  // `lost` is called when the back end is gone, once until replace_backend(), by the worker of the channel
+  // that saw it: it must not block. Set before the first open().
+  virtual void on_backend_lost(std::function<void()> lost) = 0;
   [[nodiscard]] virtual NicStatus status() const = 0;
 };
 
