@@ -39,6 +39,7 @@ bool NicKeeper::open() {
     complain(problem->text);
     try_later();
   } else {
+    config_.source.any_queues = false;  // the worker's NIC is made with as many as there are now
     opened_at_ = std::chrono::steady_clock::now();
   }
   return true;

@@ -37,23 +37,29 @@ std::string explain_tap_error(const NicSource& source, const netvsp::NicConfig& 
 }
 
 // One more queue of the interface, which is made with the first. Returns an errno value.
-int open_tap_queue(const NicSource& source, netvsp::NicConfig& nic) {
+int open_tap_queue(const std::string& name, bool multi_queue, netvsp::NicConfig& nic) {
   UniqueFd fd(::open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK));
   if (!fd) return errno;
   ifreq request{};
-  source.tap.copy(request.ifr_name, IFNAMSIZ - 1);
+  name.copy(request.ifr_name, IFNAMSIZ - 1);
   request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
-  if (nic.queues > 1) request.ifr_flags |= IFF_MULTI_QUEUE;
+  if (multi_queue) request.ifr_flags |= IFF_MULTI_QUEUE;
   if (::ioctl(fd.get(), TUNSETIFF, &request) != 0) return errno;
   nic.fds.push_back(std::move(fd));
   return 0;
 }
 
 std::optional<SourceProblem> open_tap(const NicSource& source, netvsp::NicConfig& nic) {
+  const bool multi_queue = nic.queues > 1;
   for (std::uint32_t i = 0; i < nic.queues; ++i) {
-    if (const int refused = open_tap_queue(source, nic); refused != 0) {
-      return SourceProblem{explain_tap_error(source, nic, refused)};
+    int refused = open_tap_queue(source.tap, multi_queue, nic);
+    // It is there and has a single queue, most likely. [linux: tun_set_iff]
+    if (refused == EINVAL && i == 0 && multi_queue && source.any_queues &&
+        open_tap_queue(source.tap, false, nic) == 0) {
+      nic.queues = 1;
+      refused = 0;
     }
+    if (refused != 0) return SourceProblem{explain_tap_error(source, nic, refused)};
   }
   return std::nullopt;
 }

@@ -96,6 +96,7 @@ class Channel final : public io::Pollable {
   [[nodiscard]] ring::IncomingRing& incoming() { return incoming_; }
   [[nodiscard]] ring::OutgoingRing& outgoing() { return outgoing_; }
   [[nodiscard]] const partition::GuestMemory& memory() const { return partition_.memory(); }
+  [[nodiscard]] std::uint32_t vp_count() const { return partition_.vp_count(); }
   [[nodiscard]] io::Worker& worker() { return worker_; }
   [[nodiscard]] ChannelHandler& handler() { return *handler_; }
   [[nodiscard]] LogScope& log() { return log_; }

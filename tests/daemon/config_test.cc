@@ -125,6 +125,7 @@ TEST_CASE("every key of a NIC is read", "[daemon]") {
   CHECK(tap.nic.backend == Backend::kTap);
   CHECK(tap.source.tap == "vmtap0");
   CHECK(tap.nic.queues == 4);
+  CHECK_FALSE(tap.source.any_queues);
   CHECK(tap.nic.mac == netvsp::MacAddress{{0x02, 0x1a, 0x4b, 0x00, 0xc3, 0x9d}});
   CHECK(tap.nic.mtu == 9000);
   CHECK(tap.nic.link_speed_mbps == 25000);
@@ -141,6 +142,18 @@ TEST_CASE("every key of a NIC is read", "[daemon]") {
   const NicConfig& adopted = parsed.config.partitions[0].nics[3];
   CHECK(adopted.source.fds == std::vector<int>{4, 5});
   CHECK(adopted.nic.queues == 2);
+}
+
+TEST_CASE("a TAP has queues for several VPs unless a number is given", "[daemon]") {
+  const ParsedConfig parsed = parse_config(
+      "[[partition]]\nname='a'\nsocket='a.sock'\n"
+      "[[partition.nic]]\nname='n'\nbackend='tap'\ntap='t'\n[[partition.nic]]\nname='m'\nbackend='null'\n",
+      "/etc/vmbusd");
+  REQUIRE(parsed.problems.empty());
+  const NicConfig& tap = parsed.config.partitions[0].nics[0];
+  CHECK(tap.nic.queues == 8);
+  CHECK(tap.source.any_queues);
+  CHECK(parsed.config.partitions[0].nics[1].nic.queues == 1);
 }
 
 TEST_CASE("what is left out has its default", "[daemon]") {

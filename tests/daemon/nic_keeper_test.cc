@@ -50,6 +50,25 @@ bool ended(const UniqueFd& connection) {
   return ::recv(connection.get(), &byte, 1, MSG_DONTWAIT) == 0;
 }
 
+NicSource stream_at(const TemporaryDirectory& directory) {
+  NicSource source;
+  source.socket = directory.path("peer.sock");
+  return source;
+}
+
+NicSource tap_named(const char* name, bool any_queues = false) {
+  NicSource source;
+  source.tap = name;
+  source.any_queues = any_queues;
+  return source;
+}
+
+NicSource given(const UniqueFd& fd) {
+  NicSource source;
+  source.fds = {fd.get()};
+  return source;
+}
+
 // A keeper on a supervisor's event loop, and how often it had something to hand over.
 class Kept {
  public:
@@ -83,7 +102,7 @@ class Kept {
 TEST_CASE("a stream's peer that went away is connected to again", "[daemon][nic]") {
   const TemporaryDirectory directory;
   Peer peer(directory.path("peer.sock"));
-  Kept kept(Backend::kStream, {.tap = {}, .socket = directory.path("peer.sock"), .fds = {}});
+  Kept kept(Backend::kStream, stream_at(directory));
   REQUIRE(kept.keeper->open());
   UniqueFd connection = peer.accept();
   REQUIRE(connection);
@@ -106,7 +125,7 @@ TEST_CASE("a stream's peer that went away is connected to again", "[daemon][nic]
 
 TEST_CASE("a stream's peer may come after vmbusd", "[daemon][nic]") {
   const TemporaryDirectory directory;
-  Kept kept(Backend::kStream, {.tap = {}, .socket = directory.path("peer.sock"), .fds = {}});
+  Kept kept(Backend::kStream, stream_at(directory));
   REQUIRE(kept.keeper->open());
   CHECK(kept.descriptors() == 0);
   const Peer peer(directory.path("peer.sock"));
@@ -117,7 +136,7 @@ TEST_CASE("a stream's peer may come after vmbusd", "[daemon][nic]") {
 TEST_CASE("a peer that hangs up at once is not connected to without end", "[daemon][nic]") {
   const TemporaryDirectory directory;
   const Peer peer(directory.path("peer.sock"));
-  Kept kept(Backend::kStream, {.tap = {}, .socket = directory.path("peer.sock"), .fds = {}});
+  Kept kept(Backend::kStream, stream_at(directory));
   REQUIRE(kept.keeper->open());
   int seen = 0;
   const auto end = std::chrono::steady_clock::now() + 1s;
@@ -133,7 +152,7 @@ TEST_CASE("a peer that hangs up at once is not connected to without end", "[daem
 TEST_CASE("reports of a loss that is being seen to change nothing", "[daemon][nic]") {
   const TemporaryDirectory directory;
   const Peer peer(directory.path("peer.sock"));
-  Kept kept(Backend::kStream, {.tap = {}, .socket = directory.path("peer.sock"), .fds = {}});
+  Kept kept(Backend::kStream, stream_at(directory));
   REQUIRE(kept.keeper->open());
   for (int i = 0; i < 20; ++i) {
     kept.keeper->lost();
@@ -147,7 +166,7 @@ TEST_CASE("reports of a loss that is being seen to change nothing", "[daemon][ni
 TEST_CASE("a new worker begins with a new stream", "[daemon][nic]") {
   const TemporaryDirectory directory;
   Peer peer(directory.path("peer.sock"));
-  Kept kept(Backend::kStream, {.tap = {}, .socket = directory.path("peer.sock"), .fds = {}});
+  Kept kept(Backend::kStream, stream_at(directory));
   REQUIRE(kept.keeper->open());
   const UniqueFd first = peer.accept();
   kept.keeper->renew();
@@ -166,9 +185,9 @@ TEST_CASE("a new worker begins with a new stream", "[daemon][nic]") {
 TEST_CASE("descriptors that were given are not opened anew", "[daemon][nic]") {
   int pair[2];
   REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-  const UniqueFd given(pair[0]);
+  const UniqueFd own(pair[0]);
   const UniqueFd peer(pair[1]);
-  Kept kept(Backend::kStream, {.tap = {}, .socket = {}, .fds = {given.get()}});
+  Kept kept(Backend::kStream, given(own));
   REQUIRE(kept.keeper->open());
   CHECK(kept.descriptors() == 1);
   kept.keeper->renew();
@@ -182,7 +201,7 @@ TEST_CASE("descriptors that were given are not opened anew", "[daemon][nic]") {
 TEST_CASE("what the host does not permit is an error at the start", "[daemon][nic]") {
   const TemporaryDirectory directory;
   // A file that is no socket refuses connections as well, but an interface that is no TAP never will be one.
-  Kept kept(Backend::kTap, {.tap = "lo", .socket = {}, .fds = {}});
+  Kept kept(Backend::kTap, tap_named("lo"));
   CHECK_FALSE(kept.keeper->open());
   CHECK(kept.descriptors() == 0);
 }
@@ -206,9 +225,51 @@ TEST_CASE("a TAP that was removed is made again", "[daemon][nic][tap]") {
   }
 }
 
+// As `ip tuntap add kept0 mode tap vnet_hdr` makes it; it stays when the descriptor is closed.
+void make_persistent_tap(bool multi_queue) {
+  const UniqueFd fd(::open("/dev/net/tun", O_RDWR | O_CLOEXEC));
+  ifreq request{};
+  std::strcpy(request.ifr_name, "kept0");
+  request.ifr_flags =
+      static_cast<short>(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (multi_queue ? IFF_MULTI_QUEUE : 0));
+  REQUIRE(::ioctl(fd.get(), TUNSETIFF, &request) == 0);
+  REQUIRE(::ioctl(fd.get(), TUNSETPERSIST, 1) == 0);
+}
+
+TEST_CASE("a TAP gives as many queues as it can where no number is asked for", "[daemon][nic][tap]") {
+  NEED_NAMESPACE();
+  SECTION("one that is made") {
+    Kept kept(Backend::kTap, tap_named("kept0", true), 8);
+    REQUIRE(kept.keeper->open());
+    CHECK(kept.descriptors() == 8);
+  }
+  SECTION("one with many") {
+    make_persistent_tap(true);
+    Kept kept(Backend::kTap, tap_named("kept0", true), 8);
+    REQUIRE(kept.keeper->open());
+    CHECK(kept.descriptors() == 8);
+  }
+  SECTION("one with a single queue") {
+    make_persistent_tap(false);
+    {
+      Kept asked(Backend::kTap, tap_named("kept0"), 2);
+      CHECK_FALSE(asked.keeper->open());
+    }
+    Kept kept(Backend::kTap, tap_named("kept0", true), 8);
+    REQUIRE(kept.keeper->open());
+    CHECK(kept.descriptors() == 1);
+    CHECK(kept.keeper->nic().queues == 1);
+    // Made anew, it is of the same kind.
+    netvsp::remove_interface("kept0");
+    kept.keeper->lost();
+    REQUIRE(kept.wait(1));
+    CHECK(kept.descriptors() == 1);
+  }
+}
+
 TEST_CASE("a TAP that another has is waited for", "[daemon][nic][tap]") {
   NEED_NAMESPACE();
-  Kept kept(Backend::kTap, {.tap = "kept0", .socket = {}, .fds = {}});
+  Kept kept(Backend::kTap, tap_named("kept0"));
   REQUIRE(kept.keeper->open());
   netvsp::remove_interface("kept0");
   UniqueFd other(::open("/dev/net/tun", O_RDWR | O_CLOEXEC));
