@@ -179,6 +179,7 @@ netvsp::NicConfig read_nic(ObjectReader& object, FdQueue& fds) {
   nic.queues = object.integer("queues", 1, netvsp::kMaxQueues);
   nic.check_source_mac = object.boolean("check_source_mac");
   nic.link_speed_mbps = object.integer("link_speed_mbps", 1, UINT32_MAX);
+  nic.monitored = object.boolean("monitor");
   nic.friendly_name = object.text("friendly_name");
   nic.null_receive_bytes = object.integer("null_receive_bytes", 0, UINT16_MAX);
   return nic;
@@ -268,6 +269,7 @@ EncodedCommand encode(const netvsp::NicConfig& nic) {
                 {"queues", nic.queues},
                 {"check_source_mac", nic.check_source_mac},
                 {"link_speed_mbps", nic.link_speed_mbps},
+                {"monitor", nic.monitored},
                 {"friendly_name", nic.friendly_name},
                 {"null_receive_bytes", nic.null_receive_bytes}}),
           numbers_of(nic.fds)};

@@ -510,6 +510,7 @@ class ConfigReader {
     nic.link_speed_mbps =
         table.integer("link_speed_mbps", 1, kLinkSpeedMbpsMax).value_or(nic.link_speed_mbps);
     nic.check_source_mac = table.boolean("check_source_mac").value_or(false);
+    nic.monitored = table.boolean("monitor").value_or(false);
     nic.friendly_name = table.ascii_text("friendly_name", 1, kFriendlyNameBytesMax).value_or("");
     table.require("backend", words_of(kNicBackends));
     nic.backend = table.word("backend", kNicBackends).value_or(netvsp::NicConfig::Backend::kNull);

@@ -43,7 +43,7 @@ class GuestChannel final : public DriverChannel {
   [[nodiscard]] ring::OutgoingRing& to_host() override { return to_host_; }
   [[nodiscard]] ring::IncomingRing& from_host() override { return from_host_; }
   [[nodiscard]] Result<void> flush() override;
-  // HvSignalEvent, needed or not.
+  // HvSignalEvent, or the bit of a monitored channel; needed or not.
   void ring_doorbell();
   [[nodiscard]] Result<bool> wait(std::chrono::milliseconds patience) override;
   [[nodiscard]] Result<bool> wait() { return wait(kPatience); }

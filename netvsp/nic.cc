@@ -40,6 +40,7 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
     vmbus::Offer offer;
     offer.interface_type = kNicClass;
     offer.instance = *config_.instance;
+    offer.monitored = config_.monitored;
     return offer;
   }
 

@@ -43,7 +43,8 @@ struct NicConfig {
   std::uint32_t queues = 1;  // channels that a guest may have, 1..kMaxQueues; kStream: 1; kTap: at most fds
   bool check_source_mac = false;  // drop frames whose source is not the NIC's address, and let that be fixed
   std::uint32_t link_speed_mbps = 10'000;  // what the guest is told
-  std::string friendly_name;               // what Linux shows as ifalias; empty: none
+  bool monitored = false;  // the guest may signal by its monitor page, which costs polling while it is open
+  std::string friendly_name;  // what Linux shows as ifalias; empty: none
   // kNull only: bytes of the frames that it invents as fast as they are taken (60..mtu + 14); 0: none.
   std::uint32_t null_receive_bytes = 0;
 };

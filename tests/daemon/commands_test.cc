@@ -80,6 +80,7 @@ TEST_CASE("a NIC arrives with its queues", "[daemon]") {
   for (std::uint32_t i = 0; i < nic.queues; ++i) nic.fds.push_back(some_fd());
   nic.check_source_mac = true;
   nic.link_speed_mbps = 25'000;
+  nic.monitored = true;
   nic.friendly_name = "uplink";
   nic.null_receive_bytes = 60;
   const auto got = std::get<netvsp::NicConfig>(carried(encode(nic)).value());
@@ -93,6 +94,7 @@ TEST_CASE("a NIC arrives with its queues", "[daemon]") {
   CHECK(got.fds.size() == nic.fds.size());
   CHECK(got.check_source_mac);
   CHECK(got.link_speed_mbps == nic.link_speed_mbps);
+  CHECK(got.monitored);
   CHECK(got.friendly_name == nic.friendly_name);
   CHECK(got.null_receive_bytes == nic.null_receive_bytes);
 }
