@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/overloaded.h"
 #include "daemon/config.h"
 
 namespace vmbusd::daemon {
@@ -18,10 +19,12 @@ constexpr const char* kAddScsi = "add-scsi";
 constexpr const char* kAddNic = "add-nic";
 constexpr const char* kStart = "start";
 constexpr const char* kConnection = "connection";
+constexpr const char* kChangeNic = "change-nic";
 constexpr const char* kStop = "stop";
 constexpr const char* kReport = "report";
 constexpr const char* kReady = "ready";
 constexpr const char* kConnectionEnded = "connection-ended";
+constexpr const char* kBackendLost = "backend-lost";
 
 std::string dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -60,7 +63,12 @@ class ObjectReader {
     ok_ = false;
     return 0;
   }
-  // null is what was left open.
+  // null is what was left open. Here and below.
+  [[nodiscard]] std::optional<bool> boolean_or_null(const char* key) {
+    const Json* member = find(key);
+    if (member != nullptr && member->is_null()) return std::nullopt;
+    return boolean(key);
+  }
   [[nodiscard]] std::optional<Guid> guid(const char* key) { return parsed<Guid>(key); }
   [[nodiscard]] std::optional<netvsp::MacAddress> mac(const char* key) {
     return parsed<netvsp::MacAddress>(key);
@@ -151,6 +159,12 @@ storvsp::ControllerConfig read_controller(ObjectReader& object, FdQueue& fds) {
   return controller;
 }
 
+std::vector<UniqueFd> read_queues(ObjectReader& object, FdQueue& fds) {
+  std::vector<UniqueFd> queues(object.integer("fds", 0, netvsp::kMaxQueues));
+  for (UniqueFd& queue : queues) queue = fds.take();
+  return queues;
+}
+
 netvsp::NicConfig read_nic(ObjectReader& object, FdQueue& fds) {
   using Backend = netvsp::NicConfig::Backend;
   netvsp::NicConfig nic;
@@ -161,11 +175,11 @@ netvsp::NicConfig read_nic(ObjectReader& object, FdQueue& fds) {
   nic.mtu = object.integer("mtu", netvsp::kMtuMin, netvsp::kMtuMax);
   nic.backend =
       static_cast<Backend>(object.integer("backend", 0, static_cast<std::uint32_t>(Backend::kLoopback)));
-  const std::uint32_t fd_count = object.integer("fds", 0, netvsp::kMaxQueues);
-  for (std::uint32_t i = 0; i < fd_count; ++i) nic.fds.push_back(fds.take());
+  nic.fds = read_queues(object, fds);
   nic.queues = object.integer("queues", 1, netvsp::kMaxQueues);
   nic.check_source_mac = object.boolean("check_source_mac");
   nic.link_speed_mbps = object.integer("link_speed_mbps", 1, UINT32_MAX);
+  nic.monitored = object.boolean("monitor");
   nic.friendly_name = object.text("friendly_name");
   nic.null_receive_bytes = object.integer("null_receive_bytes", 0, UINT16_MAX);
   return nic;
@@ -184,12 +198,25 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
   if (what == kAddNic) return read_nic(object, fds);
   if (what == kStart) return StartCommand{};
   if (what == kConnection) return ConnectionCommand{fds.take()};
+  if (what == kChangeNic) {
+    ChangeNicCommand command;
+    command.nic = object.text("nic");
+    command.link = object.boolean_or_null("link");
+    command.fds = read_queues(object, fds);
+    return command;
+  }
   if (what == kStop) return StopCommand{};
   return std::nullopt;
 }
 
 Json guid_or_null(const std::optional<Guid>& guid) {
   return guid ? Json(guid->to_string()) : Json(nullptr);
+}
+
+std::vector<int> numbers_of(std::span<const UniqueFd> fds) {
+  std::vector<int> numbers;
+  for (const UniqueFd& fd : fds) numbers.push_back(fd.get());
+  return numbers;
 }
 
 }  // namespace
@@ -231,8 +258,6 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
 }
 
 EncodedCommand encode(const netvsp::NicConfig& nic) {
-  std::vector<int> fds;
-  for (const UniqueFd& fd : nic.fds) fds.push_back(fd.get());
   return {dump({{kDo, kAddNic},
                 {"partition", nic.partition},
                 {"name", nic.name},
@@ -240,13 +265,14 @@ EncodedCommand encode(const netvsp::NicConfig& nic) {
                 {"mac", nic.mac ? Json(nic.mac->to_string()) : Json(nullptr)},
                 {"mtu", nic.mtu},
                 {"backend", static_cast<std::uint32_t>(nic.backend)},
-                {"fds", fds.size()},
+                {"fds", nic.fds.size()},
                 {"queues", nic.queues},
                 {"check_source_mac", nic.check_source_mac},
                 {"link_speed_mbps", nic.link_speed_mbps},
+                {"monitor", nic.monitored},
                 {"friendly_name", nic.friendly_name},
                 {"null_receive_bytes", nic.null_receive_bytes}}),
-          std::move(fds)};
+          numbers_of(nic.fds)};
 }
 
 EncodedCommand encode(const StartCommand&) {
@@ -259,8 +285,26 @@ EncodedCommand encode_connection(int socket) {
   return {dump({{kDo, kConnection}}), {socket}};
 }
 
-std::string encode(Report report) {
-  return dump({{kReport, report == Report::kReady ? kReady : kConnectionEnded}});
+EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> link,
+                                 std::span<const UniqueFd> fds) {
+  return {dump({{kDo, kChangeNic},
+                {"nic", nic},
+                {"link", link ? Json(*link) : Json(nullptr)},
+                {"fds", fds.size()}}),
+          numbers_of(fds)};
+}
+
+std::string encode(const Report& report) {
+  return std::visit(Overloaded{[](const ReadyReport&) {
+                                 return dump({{kReport, kReady}});
+                               },
+                               [](const ConnectionEndedReport&) {
+                                 return dump({{kReport, kConnectionEnded}});
+                               },
+                               [](const BackendLostReport& lost) {
+                                 return dump({{kReport, kBackendLost}, {"nic", lost.nic}});
+                               }},
+                    report);
 }
 
 Result<Command> decode_command(CommandDatagram datagram) {
@@ -276,8 +320,12 @@ Result<Report> decode_report(std::string_view text) {
   const Json json = Json::parse(text, nullptr, false);
   ObjectReader object(json);
   const std::string what = object.text(kReport);
-  if (what == kReady) return Report::kReady;
-  if (what == kConnectionEnded) return Report::kConnectionEnded;
+  if (what == kReady) return ReadyReport{};
+  if (what == kConnectionEnded) return ConnectionEndedReport{};
+  if (what == kBackendLost) {
+    BackendLostReport lost{object.text("nic")};
+    if (object.ok()) return lost;
+  }
   return fail(Errc::kProtocol, "not a report");
 }
 

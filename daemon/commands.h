@@ -7,11 +7,15 @@
 //   Start                ------------>
 //                        <------------    Ready: devices stand, connections may come
 //   Connection + 1 fd    ------------>    at most one at a time
+//                        <------------    BackendLost: a NIC's TAP or peer is gone
+//   ChangeNic + queue fds ----------->    at any time: its link, or what was opened in place of that
 //                        <------------    ConnectionEnded: nothing of it is in use any more
 //   Stop, or end of file ------------>    drains and exits with status 0
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -41,10 +45,17 @@ struct ConnectionCommand {
   UniqueFd socket;
 };
 
+// Changes one NIC and leaves the devices beside it alone.
+struct ChangeNicCommand {
+  std::string nic;            // netvsp::NicConfig::name
+  std::optional<bool> link;   // netvsp::Nic::set_link(); empty: as it is
+  std::vector<UniqueFd> fds;  // netvsp::Nic::replace_backend(); empty: as it is
+};
+
 struct StopCommand {};
 
 using Command = std::variant<ConfigureCommand, storvsp::ControllerConfig, netvsp::NicConfig, StartCommand,
-                             ConnectionCommand, StopCommand>;
+                             ConnectionCommand, ChangeNicCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
 struct EncodedCommand {
@@ -52,7 +63,15 @@ struct EncodedCommand {
   std::vector<int> fds;
 };
 
-enum class Report : std::uint8_t { kReady, kConnectionEnded };
+struct ReadyReport {};
+
+struct ConnectionEndedReport {};
+
+struct BackendLostReport {
+  std::string nic;  // netvsp::NicConfig::name
+};
+
+using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const storvsp::ControllerConfig& controller);
@@ -60,7 +79,9 @@ enum class Report : std::uint8_t { kReady, kConnectionEnded };
 [[nodiscard]] EncodedCommand encode(const StartCommand& command);
 [[nodiscard]] EncodedCommand encode(const StopCommand& command);
 [[nodiscard]] EncodedCommand encode_connection(int socket);
-[[nodiscard]] std::string encode(Report report);
+[[nodiscard]] EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> link,
+                                               std::span<const UniqueFd> fds);
+[[nodiscard]] std::string encode(const Report& report);
 
 // Errc::kProtocol for anything that encode() does not make. The supervisor does not trust a worker, which a
 // guest may have taken over.

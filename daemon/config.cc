@@ -35,6 +35,7 @@ constexpr std::size_t kFriendlyNameBytesMax = 64;  // netvsp's bound
 constexpr std::uint32_t kFrameBytesMin = 60;       // without its checksum
 constexpr std::uint32_t kEthernetHeaderBytes = 14;
 constexpr std::uint32_t kLinkSpeedMbpsMax = 400'000;
+constexpr std::uint32_t kTapQueuesDefault = 8;  // each costs descriptors in two processes, used or not
 // [SPC-4: standard INQUIRY data, Unit Serial Number VPD page]; the bounds are storvsp's.
 constexpr std::size_t kVendorBytesMax = 8;
 constexpr std::size_t kProductBytesMax = 16;
@@ -509,6 +510,7 @@ class ConfigReader {
     nic.link_speed_mbps =
         table.integer("link_speed_mbps", 1, kLinkSpeedMbpsMax).value_or(nic.link_speed_mbps);
     nic.check_source_mac = table.boolean("check_source_mac").value_or(false);
+    nic.monitored = table.boolean("monitor").value_or(false);
     nic.friendly_name = table.ascii_text("friendly_name", 1, kFriendlyNameBytesMax).value_or("");
     table.require("backend", words_of(kNicBackends));
     nic.backend = table.word("backend", kNicBackends).value_or(netvsp::NicConfig::Backend::kNull);
@@ -520,19 +522,19 @@ class ConfigReader {
         read_stream(table, config.source);
         break;
       case netvsp::NicConfig::Backend::kNull:
-        nic.queues = read_queues(table);
+        nic.queues = read_queues(table).value_or(1);
         nic.null_receive_bytes =
             table.integer("receive_bytes", kFrameBytesMin, nic.mtu + kEthernetHeaderBytes).value_or(0);
         break;
       case netvsp::NicConfig::Backend::kLoopback:
-        nic.queues = read_queues(table);
+        nic.queues = read_queues(table).value_or(1);
         break;
     }
     return config;
   }
 
-  static std::uint32_t read_queues(TableReader& table) {
-    return table.integer("queues", 1, netvsp::kMaxQueues).value_or(1);
+  static std::optional<std::uint32_t> read_queues(TableReader& table) {
+    return table.integer("queues", 1, netvsp::kMaxQueues);
   }
 
   void read_tap(TableReader& table, NicConfig& config) {
@@ -542,7 +544,9 @@ class ConfigReader {
       config.source.fds = *std::move(fds);
       return;
     }
-    config.nic.queues = read_queues(table);
+    const std::optional<std::uint32_t> queues = read_queues(table);
+    config.nic.queues = queues.value_or(kTapQueuesDefault);
+    config.source.any_queues = !queues;
     table.require("tap", kAccepted);
     const auto name = table.text("tap", kAccepted);
     if (!name) return;

@@ -42,9 +42,10 @@ struct ScsiConfig {
 
 // What is behind one NIC; which of them, netvsp::NicConfig::backend says.
 struct NicSource {
-  std::string tap;       // kTap: interface name; made where it does not exist
-  std::string socket;    // kStream: absolute path of the peer's listening Unix socket
-  std::vector<int> fds;  // kTap, kStream: in place of these, descriptors that vmbusd was started with
+  std::string tap;          // kTap: interface name; made where it does not exist
+  bool any_queues = false;  // kTap: nic.queues is not asked for; an interface with a single queue will do
+  std::string socket;       // kStream: absolute path of the peer's listening Unix socket
+  std::vector<int> fds;     // kTap, kStream: in place of these, descriptors that vmbusd was started with
 };
 
 struct NicConfig {

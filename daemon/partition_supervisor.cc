@@ -10,10 +10,12 @@
 #include <boost/asio/post.hpp>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
+#include <variant>
 
+#include "base/overloaded.h"
 #include "daemon/disk_image.h"
-#include "daemon/nic_source.h"
 #include "partition/attach_protocol.h"
 #include "partition/attach_status.h"
 #include "partition/seqpacket.h"
@@ -106,7 +108,13 @@ PartitionSupervisor::PartitionSupervisor(boost::asio::io_context& context, Parti
       listener_(context),
       accept_pause_(context),
       retry_delay_(kRetryFirst),
-      retry_timer_(context) {}
+      retry_timer_(context) {
+  for (NicConfig& nic : config_.nics) {
+    const std::size_t index = nics_.size();
+    nics_.push_back(std::make_unique<NicKeeper>(context_, config_.name, std::move(nic),
+                                                [this, index] { hand_over_backend(nics_[index]->nic()); }));
+  }
+}
 
 PartitionSupervisor::~PartitionSupervisor() {
   if (worker_) worker_->forget();
@@ -125,12 +133,7 @@ bool PartitionSupervisor::open() {
       all = false;
     }
   }
-  for (NicConfig& nic : config_.nics) {
-    const std::string problem = open_nic_source(nic.source, nic.nic);
-    if (problem.empty()) continue;
-    LogScope(fmt::format("{}/{}", config_.name, nic.nic.name)).error("{}", problem);
-    all = false;
-  }
+  for (const auto& nic : nics_) all = nic->open() && all;
   Result<UniqueFd> listener = partition::listen_seqpacket(config_.socket);
   if (!listener) {
     log_.error("attach socket {}: {}", config_.socket, describe(listener.error()));
@@ -149,7 +152,7 @@ void PartitionSupervisor::start() {
 
 void PartitionSupervisor::spawn() {
   WorkerProcess::Events events;
-  events.report = [this](Report report) { this->report(report); };
+  events.report = [this](const Report& report) { this->report(report); };
   events.died = [this](int wait_status) { worker_died(wait_status); };
   auto worker = WorkerProcess::spawn(context_, log_, log_level_, std::move(events));
   if (!worker) {
@@ -172,27 +175,40 @@ void PartitionSupervisor::spawn() {
   }
   worker_->send(encode(configure));
   for (const ScsiConfig& scsi : config_.scsi) worker_->send(encode(scsi.controller));
-  for (const NicConfig& nic : config_.nics) worker_->send(encode(nic.nic));
+  for (const auto& nic : nics_) {
+    if (was_ready_) nic->renew();
+    worker_->send(encode(nic->nic()));
+  }
   worker_->send(encode(StartCommand{}));
 }
 
-void PartitionSupervisor::report(Report report) {
-  switch (report) {
-    case Report::kReady:
-      if (state_ != State::kStarting) return;
-      state_ = State::kServing;
-      serving_since_ = std::chrono::steady_clock::now();
-      log_.info("serving on {} (worker process {})", config_.socket, worker_->pid());
-      if (!was_ready_) {
-        was_ready_ = true;
-        events_.ready();
-      }
-      break;
-    case Report::kConnectionEnded:
-      attached_.reset();
-      break;
-  }
+void PartitionSupervisor::report(const Report& report) {
+  std::visit(Overloaded{[this](const ReadyReport&) { worker_ready(); },
+                        [this](const ConnectionEndedReport&) { attached_.reset(); },
+                        [this](const BackendLostReport& lost) { backend_lost(lost.nic); }},
+             report);
   if (state_ == State::kServing && !attached_ && next_) hand_over(std::move(next_));
+}
+
+void PartitionSupervisor::worker_ready() {
+  if (state_ != State::kStarting) return;
+  state_ = State::kServing;
+  serving_since_ = std::chrono::steady_clock::now();
+  log_.info("serving on {} (worker process {})", config_.socket, worker_->pid());
+  if (was_ready_) return;
+  was_ready_ = true;
+  events_.ready();
+}
+
+void PartitionSupervisor::backend_lost(const std::string& nic) {
+  for (const auto& each : nics_) {
+    if (each->nic().name == nic) each->lost();
+  }
+}
+
+void PartitionSupervisor::hand_over_backend(const netvsp::NicConfig& nic) {
+  // A worker that is yet to come gets it with the NIC.
+  if (worker_) worker_->send(encode_change_nic(nic.name, std::nullopt, nic.fds));
 }
 
 void PartitionSupervisor::worker_died(int wait_status) {
@@ -236,6 +252,7 @@ void PartitionSupervisor::stop() {
   listener_.close(ignored);
   accept_pause_.cancel();
   retry_timer_.cancel();
+  for (const auto& nic : nics_) nic->stop();
   next_.reset();
   if (socket_bound_) ::unlink(config_.socket.c_str());
   socket_bound_ = false;

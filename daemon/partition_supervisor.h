@@ -9,10 +9,12 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "daemon/config.h"
+#include "daemon/nic_keeper.h"
 #include "daemon/worker_process.h"
 
 namespace vmbusd::daemon {
@@ -37,7 +39,7 @@ class PartitionSupervisor {
   PartitionSupervisor(const PartitionSupervisor&) = delete;
   PartitionSupervisor& operator=(const PartitionSupervisor&) = delete;
 
-  // Opens images and binds the socket; logs every failure. False where there was one.
+  // Opens images and NICs' back ends and binds the socket; logs every failure. False where there was one.
   [[nodiscard]] bool open();
   void start();
   // Removes the socket and has the worker drain.
@@ -61,7 +63,10 @@ class PartitionSupervisor {
   class Refusal;
 
   void spawn();
-  void report(Report report);
+  void report(const Report& report);
+  void worker_ready();
+  void backend_lost(const std::string& nic);
+  void hand_over_backend(const netvsp::NicConfig& nic);
   void worker_died(int wait_status);
   void retry_later();
   void finish_stop();
@@ -73,7 +78,8 @@ class PartitionSupervisor {
   void refuse(UniqueFd socket);
 
   boost::asio::io_context& context_;
-  PartitionConfig config_;
+  PartitionConfig config_;  // its NICs are with nics_
+  std::vector<std::unique_ptr<NicKeeper>> nics_;
   LogLevel log_level_;
   Events events_;
   LogScope log_;

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/overloaded.h"
 #include "daemon/command_socket.h"
 #include "daemon/commands.h"
 #include "daemon/options.h"
@@ -27,13 +29,6 @@
 namespace vmbusd::daemon {
 
 namespace {
-
-template <typename... Handlers>
-struct Overloaded : Handlers... {
-  using Handlers::operator()...;
-};
-template <typename... Handlers>
-Overloaded(Handlers...) -> Overloaded<Handlers...>;
 
 // Everything but stop_io() is called on the control thread.
 //
@@ -83,6 +78,7 @@ class PartitionWorker {
                             [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
                             [this](StartCommand&&) { started(); },
                             [this](ConnectionCommand&& connection) { connect(std::move(connection.socket)); },
+                            [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
                             [this](StopCommand&&) { begin_stop(); }},
                  *std::move(command));
     }
@@ -109,7 +105,30 @@ class PartitionWorker {
 
   void add(netvsp::NicConfig nic) {
     const std::string name = nic.name;
-    keep(name, netvsp::make_nic(std::move(nic)));
+    Result<std::unique_ptr<netvsp::Nic>> made = netvsp::make_nic(std::move(nic));
+    if (made) {
+      nics_[name] = made->get();
+      // Before the workers stop, every channel has, so nobody calls behind the control thread's end.
+      (*made)->on_backend_lost([this, name] {
+        control_.post([this, name] {
+          if (!stopping_) report(BackendLostReport{name});
+        });
+      });
+    }
+    keep(name, std::move(made));
+  }
+
+  void change(ChangeNicCommand change) {
+    const auto found = nics_.find(change.nic);
+    if (found == nics_.end()) return give_notice("a NIC is changed that is not there");
+    netvsp::Nic& nic = *found->second;
+    if (change.link) nic.set_link(*change.link);
+    if (change.fds.empty()) return;
+    const Result<void> replaced = nic.replace_backend(std::move(change.fds));
+    if (replaced) return;
+    // Gone again while it was on its way, as a rule.
+    log().warning("{}: {}", change.nic, describe(replaced.error()));
+    report(BackendLostReport{change.nic});
   }
 
   template <typename T>
@@ -122,7 +141,7 @@ class PartitionWorker {
   void started() {
     if (!log_ || ready_) return give_notice("started at the wrong time");
     ready_ = true;
-    report(Report::kReady);
+    report(ReadyReport{});
   }
 
   void connect(UniqueFd vmm) {
@@ -140,7 +159,7 @@ class PartitionWorker {
   void disconnected() {
     bus_.reset();
     log().info("VMM is gone");
-    report(Report::kConnectionEnded);
+    report(ConnectionEndedReport{});
     if (stopping_) end();
   }
 
@@ -176,7 +195,7 @@ class PartitionWorker {
     ::_exit(kExitRuntime);
   }
 
-  void report(Report report) {
+  void report(const Report& report) {
     const Result<void> sent = send_command(socket_.get(), encode(report));
     // A supervisor that is gone shows on the socket.
     if (!sent && sent.error().code != Errc::kClosed) give_notice(describe(sent.error()));
@@ -195,6 +214,7 @@ class PartitionWorker {
   DrainTimer drain_timer_;
   std::unique_ptr<LogScope> log_;  // once configured
   std::vector<std::unique_ptr<devices::Device>> devices_;
+  std::map<std::string, netvsp::Nic*> nics_;             // of devices_, by their own names
   std::vector<std::unique_ptr<io::Worker>> io_workers_;  // stopped before the devices go
   std::unique_ptr<devices::Bus> bus_;
   bool ready_ = false;

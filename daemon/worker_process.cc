@@ -1,5 +1,6 @@
 #include "daemon/worker_process.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <spawn.h>
@@ -110,15 +111,23 @@ Result<std::shared_ptr<WorkerProcess>> WorkerProcess::spawn(boost::asio::io_cont
   return worker;
 }
 
-void WorkerProcess::send(EncodedCommand command) {
-  outgoing_.push_back(std::move(command));
+void WorkerProcess::send(const EncodedCommand& command) {
+  CommandDatagram datagram{command.text, {}};
+  for (const int fd : command.fds) {
+    // A duplicate: by the time the socket takes it, the number may be another file's.
+    datagram.fds.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    if (!datagram.fds.back()) return distrust(Error{Errc::kOs, errno, "cannot hold a descriptor for it"});
+  }
+  outgoing_.push_back(std::move(datagram));
   flush();
 }
 
 void WorkerProcess::flush() {
   while (!outgoing_.empty() && !flushing_ && socket_.is_open()) {
-    const EncodedCommand& next = outgoing_.front();
-    const Result<void> sent = send_command(socket_.native_handle(), next.text, next.fds);
+    const CommandDatagram& next = outgoing_.front();
+    std::vector<int> fds;
+    for (const UniqueFd& fd : next.fds) fds.push_back(fd.get());
+    const Result<void> sent = send_command(socket_.native_handle(), next.text, fds);
     if (!sent && sent.error().code == Errc::kLimit) {
       flushing_ = true;
       socket_.async_wait(descriptor_base::wait_write, [self = shared_from_this()](error_code error) {

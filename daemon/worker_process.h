@@ -27,7 +27,7 @@ namespace vmbusd::daemon {
 class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
  public:
   struct Events {
-    std::function<void(Report)> report;
+    std::function<void(const Report&)> report;
     std::function<void(int wait_status)> died;  // it has been reaped
   };
 
@@ -40,9 +40,8 @@ class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
 
   // Of use as a name only where the process may have died.
   [[nodiscard]] pid_t pid() const { return pid_; }
-  // Commands arrive in order. Their descriptors stay open until the worker has answered or
-  // died.
-  void send(EncodedCommand command);
+  // Commands arrive in order; their descriptors need to be open for the call only.
+  void send(const EncodedCommand& command);
   void kill();
   // Breaks the tie: no event comes any more.
   void forget() { events_ = {}; }
@@ -64,7 +63,7 @@ class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
   boost::asio::posix::stream_descriptor socket_;
   boost::asio::posix::stream_descriptor process_;  // pidfd
   boost::asio::steady_timer grace_;                // for a process that closed its socket to exit
-  std::deque<EncodedCommand> outgoing_;            // what the socket did not take yet
+  std::deque<CommandDatagram> outgoing_;           // what the socket did not take yet
   bool flushing_ = false;
 };
 

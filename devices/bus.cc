@@ -180,6 +180,11 @@ Result<std::unique_ptr<Channel>> Bus::make_channel(vmbus::Relid relid, const vmb
     if (config.interrupt_page == nullptr)
       return fail(Errc::kBadGpadl, "interrupt page is not in guest memory");
   }
+  if (request.monitor_page != 0) {
+    std::byte* const page = partition.memory().translate_writable(request.monitor_page, partition::kPageSize);
+    if (page == nullptr) return fail(Errc::kBadGpadl, "monitor page is not in guest memory");
+    config.monitor.emplace(page, request.monitor_id, request.connection_id);
+  }
   return std::make_unique<Channel>(std::move(config), partition, worker, std::move(rings.incoming),
                                    std::move(rings.outgoing), std::move(handler), std::move(doorbell));
 }

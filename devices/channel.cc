@@ -29,6 +29,7 @@ Result<void> Channel::start() {
   VMBUSD_CHECK(incoming_.attach());
   VMBUSD_CHECK(outgoing_.attach());
   state_ = State::kRunning;
+  if (config_.monitor) config_.monitor->open();
   handler_->start(*this);
   doorbell_watch_.start(worker_, doorbell_.get(), [this] {
     stats_.doorbells.fetch_add(1, std::memory_order_relaxed);
@@ -43,9 +44,9 @@ void Channel::stop(std::function<void()> stopped) {
   VMBUSD_ASSERT(state_ != State::kStopping && state_ != State::kStopped);
   stopped_ = std::move(stopped);
   const bool serving = state_ == State::kRunning || state_ == State::kPaused;
+  if (config_.monitor && state_ != State::kNew) config_.monitor->close();
   state_ = State::kStopping;
-  worker_.deactivate(*this);
-  worker_.disarm(space_timer_);
+  rest();
   if (serving) handler_->stop();
   if (doorbell_watch_.active()) {
     doorbell_watch_.stop([this] { settle(); });
@@ -61,8 +62,7 @@ void Channel::when_idle(std::function<void()> idle) {
 void Channel::pause(std::function<void()> paused) {
   if (state_ == State::kRunning) {
     state_ = State::kPaused;
-    worker_.deactivate(*this);
-    worker_.disarm(space_timer_);
+    rest();
     handler_->pause();
   }
   when_idle(std::move(paused));
@@ -117,18 +117,34 @@ bool Channel::prepare_sleep() noexcept {
   const bool sleeps = (stalled_ && (in_flight_ > 0 || outgoing_.space_armed())) || incoming_.unmask();
   if (!sleeps) return false;
   if (outgoing_.space_armed()) worker_.arm(space_timer_, worker_.now() + kSpacePollInterval);
+  if (config_.monitor) worker_.arm(monitor_timer_, worker_.now() + config_.monitor->interval());
   return true;
 }
 
 void Channel::woken() noexcept {
+  if (config_.monitor) worker_.disarm(monitor_timer_);
   if (state_ == State::kRunning) incoming_.mask();
+}
+
+void Channel::look_at_monitor() {
+  if (config_.monitor->take()) {
+    stats_.doorbells.fetch_add(1, std::memory_order_relaxed);
+    activate();
+  } else {
+    worker_.arm(monitor_timer_, worker_.now() + config_.monitor->interval());
+  }
+}
+
+void Channel::rest() {
+  worker_.deactivate(*this);
+  worker_.disarm(space_timer_);
+  worker_.disarm(monitor_timer_);
 }
 
 void Channel::fail(const Error& error) {
   log_.guest("channel {} stopped serving: {}; the guest must close it", config_.relid, describe(error));
   state_ = State::kBroken;
-  worker_.deactivate(*this);
-  worker_.disarm(space_timer_);
+  rest();
   handler_->stop();
 }
 

@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/log.h"
 #include "base/result.h"
+#include "devices/monitor_slot.h"
 #include "io/worker.h"
 #include "partition/partition.h"
 #include "ringbuffer/incoming_ring.h"
@@ -70,6 +72,7 @@ class Channel final : public io::Pollable {
     // First half of the guest's interrupt page, for VMBus versions before 2.4, else nullptr;
     // guest-controlled.
     std::uint32_t* interrupt_page = nullptr;
+    std::optional<MonitorSlot> monitor = std::nullopt;  // of a monitored channel
   };
 
   // Packets that one service() may take before the worker turns to others.
@@ -96,6 +99,7 @@ class Channel final : public io::Pollable {
   [[nodiscard]] ring::IncomingRing& incoming() { return incoming_; }
   [[nodiscard]] ring::OutgoingRing& outgoing() { return outgoing_; }
   [[nodiscard]] const partition::GuestMemory& memory() const { return partition_.memory(); }
+  [[nodiscard]] std::uint32_t vp_count() const { return partition_.vp_count(); }
   [[nodiscard]] io::Worker& worker() { return worker_; }
   [[nodiscard]] ChannelHandler& handler() { return *handler_; }
   [[nodiscard]] LogScope& log() { return log_; }
@@ -136,6 +140,18 @@ class Channel final : public io::Pollable {
     Channel& channel_;
   };
 
+  // A monitored channel that sleeps looks at its bit now and then; one that is polled need not.
+  class MonitorTimer final : public io::Timer {
+   public:
+    explicit MonitorTimer(Channel& channel) : channel_(channel) {}
+    void expired() noexcept override { channel_.look_at_monitor(); }
+
+   private:
+    Channel& channel_;
+  };
+
+  void look_at_monitor();
+  void rest();                    // off the worker's list, without a timer
   void fail(const Error& error);  // the guest broke the ring or the protocol: stop serving, keep the guest
   void signal_guest();
   void settle();  // tells who waits for "nothing in flight"
@@ -152,6 +168,7 @@ class Channel final : public io::Pollable {
   UniqueFd doorbell_;  // eventfd that the guest's HvSignalEvent writes
   io::FdWatch doorbell_watch_;
   SpaceTimer space_timer_{*this};
+  MonitorTimer monitor_timer_{*this};
   std::function<void()> stopped_;
   std::vector<std::function<void()>> waiting_idle_;
   LogScope log_;

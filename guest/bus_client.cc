@@ -1,6 +1,7 @@
 #include "guest/bus_client.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <cstring>
@@ -180,6 +181,13 @@ Result<void> BusClient::unload() {
   version_ = Version::kNone;
   kept_.clear();
   return {};
+}
+
+void BusClient::set_monitor_bit(std::uint8_t monitor_id) {
+  constexpr std::uint32_t kGroupSize = vmbus::MonitorPage::kGroupSize;
+  // seq_cst, as Linux's locked instruction: the host that finds the bit sees what was written into the ring.
+  std::atomic_ref(monitor_page().triggers[monitor_id / kGroupSize].pending)
+      .fetch_or(1u << monitor_id % kGroupSize, std::memory_order_seq_cst);
 }
 
 Result<void> BusClient::post(std::span<const std::byte> message) {

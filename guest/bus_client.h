@@ -71,6 +71,12 @@ class BusClient {
   // UNLOAD and its answer: no connection from then on.
   [[nodiscard]] Result<void> unload();
 
+  // Signals a monitored channel: sets its bit in the child-to-parent monitor page.
+  void set_monitor_bit(std::uint8_t monitor_id);
+  [[nodiscard]] vmbus::MonitorPage& monitor_page() const {
+    return *reinterpret_cast<vmbus::MonitorPage*>(monitor_pages_.host(1));
+  }
+
   // Posts a message as it is, to where this connection's version wants it. For tests that misbehave.
   [[nodiscard]] Result<void> post(std::span<const std::byte> message);
   template <WireStruct T>

@@ -14,14 +14,12 @@
 
 #include "base/fd.h"
 #include "base/result.h"
+#include "guest/driver_channel.h"
 #include "guest/ram.h"
 #include "guest/virtual_processor.h"
 #include "partition/attach_client.h"
 
 namespace vmbusd::guest {
-
-// What should take milliseconds is waited for so long; sanitizers and busy machines are slow.
-inline constexpr std::chrono::seconds kPatience{30};
 
 // The eventfd that HvSignalEvent on a connection id writes. Kept by those who signal, so that it stays an
 // eventfd of theirs when the host detaches it.

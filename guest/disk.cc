@@ -106,7 +106,7 @@ Result<void> Disk::run(StorCommand command, std::span<const std::byte> out, std:
   const std::size_t bytes = std::max(out.size(), in.size());
   Pages buffer;
   if (bytes != 0) {
-    VMBUSD_TRY(buffer, client_.channel().child().ram().take((bytes + kPageSize - 1) / kPageSize, layout_));
+    VMBUSD_TRY(buffer, client_.channel().ram().take((bytes + kPageSize - 1) / kPageSize, layout_));
     buffer.write(0, out);
   }
   command.pages = buffer.gpns();

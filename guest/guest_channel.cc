@@ -82,6 +82,7 @@ Result<void> GuestChannel::flush() {
 
 void GuestChannel::ring_doorbell() {
   ++doorbells_;
+  if ((offer_.monitor_flags & vmbus::kMonitorAllocated) != 0) return bus_.set_monitor_bit(offer_.monitor_id);
   const std::uint64_t one = 1;
   // Fails only where the counter is full, which is a signal as well.
   (void)!::write(doorbell_->get(), &one, sizeof one);

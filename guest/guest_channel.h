@@ -8,15 +8,14 @@
 
 #include "base/result.h"
 #include "guest/bus_client.h"
-#include "ringbuffer/incoming_ring.h"
-#include "ringbuffer/outgoing_ring.h"
+#include "guest/driver_channel.h"
 
 namespace vmbusd::guest {
 
 // Life cycle: open(), close(). Destruction without close() leaves the host with the channel, as a guest that
 // crashes does: its pages are never used again. One thread for the rings and wait(), which is also the only
 // one to wait on the target VP; the bus is the opener's.
-class GuestChannel {
+class GuestChannel final : public DriverChannel {
  public:
   struct Options {
     std::uint32_t to_host_pages = 32;  // of each ring, control page included: storvsc's default
@@ -32,7 +31,7 @@ class GuestChannel {
                                                                   const vmbus::OfferChannel& offer) {
     return open(bus, offer, Options());
   }
-  ~GuestChannel();
+  ~GuestChannel() override;
   GuestChannel(const GuestChannel&) = delete;
   GuestChannel& operator=(const GuestChannel&) = delete;
 
@@ -41,16 +40,17 @@ class GuestChannel {
   // CLOSECHANNEL and OPENCHANNEL again with the same GPADL, as uio_hv_generic does.
   [[nodiscard]] Result<void> reopen();
 
-  [[nodiscard]] ring::OutgoingRing& to_host() { return to_host_; }
-  [[nodiscard]] ring::IncomingRing& from_host() { return from_host_; }
-
-  // Publishes what was written and read, and rings the doorbell where the rules say so.
-  [[nodiscard]] Result<void> flush();
-  // HvSignalEvent, needed or not.
+  [[nodiscard]] ring::OutgoingRing& to_host() override { return to_host_; }
+  [[nodiscard]] ring::IncomingRing& from_host() override { return from_host_; }
+  [[nodiscard]] Result<void> flush() override;
+  // HvSignalEvent, or the bit of a monitored channel; needed or not.
   void ring_doorbell();
-  // Sleeps until the host signals, at most `patience`; true where there is something to read. A signal that
-  // finds nothing (room in the other ring) ends the sleep, too.
-  [[nodiscard]] Result<bool> wait(std::chrono::milliseconds patience = kPatience);
+  [[nodiscard]] Result<bool> wait(std::chrono::milliseconds patience) override;
+  [[nodiscard]] Result<bool> wait() { return wait(kPatience); }
+  [[nodiscard]] Ram& ram() override { return child().ram(); }
+  [[nodiscard]] Result<std::uint32_t> lend(std::span<const Gpn> pages) override {
+    return bus_.create_gpadl(offer_.relid, pages);
+  }
   // MODIFYCHANNEL: interrupts go to another VP.
   [[nodiscard]] Result<vmbus::Status> retarget(std::uint32_t vp);
 

@@ -31,7 +31,7 @@ tl::unexpected<Error> refused() {
 
 }  // namespace
 
-StorClient::StorClient(GuestChannel& channel, std::uint32_t depth) : channel_(channel), busy_(depth) {
+StorClient::StorClient(DriverChannel& channel, std::uint32_t depth) : channel_(channel), busy_(depth) {
   for (std::uint64_t id = depth; id > 0; --id) free_.push_back(id);
 }
 
@@ -153,11 +153,12 @@ Result<void> StorClient::call(vstor::Packet& packet) {
 }
 
 Result<StorCompletion> StorClient::wait_for_completion() {
-  const Clock::time_point deadline = Clock::now() + kPatience;
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
   for (;;) {
     VMBUSD_TRY(const std::optional<StorCompletion> completion, next_completion());
     if (completion) return *completion;
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
     if (left.count() <= 0) return fail_os(ETIMEDOUT, "the storage controller does not answer");
     // A signal without a packet ends the wait as well.
     VMBUSD_CHECK(wait(left));

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/result.h"
-#include "guest/guest_channel.h"
+#include "guest/driver_channel.h"
 #include "storvsp/vstor.h"
 
 namespace vmbusd::guest {
@@ -39,7 +39,7 @@ struct StorCompletion {
 class StorClient {
  public:
   // `channel` outlives it. At most `depth` commands are in flight.
-  StorClient(GuestChannel& channel, std::uint32_t depth);
+  StorClient(DriverChannel& channel, std::uint32_t depth);
   StorClient(const StorClient&) = delete;
   StorClient& operator=(const StorClient&) = delete;
 
@@ -70,7 +70,7 @@ class StorClient {
   [[nodiscard]] std::uint32_t depth() const { return static_cast<std::uint32_t>(busy_.size()); }
   // ENUMERATE_BUS packets that came.
   [[nodiscard]] std::uint32_t bus_changes() const { return bus_changes_; }
-  [[nodiscard]] GuestChannel& channel() { return channel_; }
+  [[nodiscard]] DriverChannel& channel() { return channel_; }
 
  private:
   // The next completion; empty where none is there.
@@ -80,7 +80,7 @@ class StorClient {
     return version_ < vstor::kVersionWin8 ? vstor::kPacketSizeBeforeWin8 : vstor::kPacketSize;
   }
 
-  GuestChannel& channel_;
+  DriverChannel& channel_;
   std::uint16_t version_ = vstor::kVersionWin10;
   vstor::ChannelProperties properties_{};
   std::vector<std::uint64_t> free_;       // ids; 1 to depth

@@ -40,6 +40,7 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
     vmbus::Offer offer;
     offer.interface_type = kNicClass;
     offer.instance = *config_.instance;
+    offer.monitored = config_.monitored;
     return offer;
   }
 
@@ -67,10 +68,14 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
   void set_link(bool up) override {
     {
       const std::lock_guard lock(mutex_);
+      if (admin_up_ == up) return;
       admin_up_ = up;
     }
+    log_.info("link is switched {}", up ? "on" : "off");
     link_changed();
   }
+
+  void on_backend_lost(std::function<void()> lost) override { backend_lost_ = std::move(lost); }
 
   Result<void> replace_backend(std::vector<UniqueFd> fds) override {
     const bool stream = config_.backend == NicConfig::Backend::kStream;
@@ -81,15 +86,16 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
       return fail(Errc::kConfig, "as many descriptors are needed as there are queues");
     }
     for (const UniqueFd& fd : fds) VMBUSD_CHECK(stream ? prepare_stream(fd.get()) : prepare_tap(fd.get()));
-    for (std::size_t i = 0; i < fds.size(); ++i) backend_.queues[i]->replace(std::move(fds[i]));
     std::shared_ptr<Opening> opening;
     {
+      // As one step for link_lost(): a channel may open, take a new descriptor up and lose it at any time.
       const std::lock_guard lock(mutex_);
+      for (std::size_t i = 0; i < fds.size(); ++i) backend_.queues[i]->replace(std::move(fds[i]));
       backend_up_ = true;
       reason_.clear();
       opening = opening_;
     }
-    log_.info("back end is there again, link up");
+    log_.info("back end is there");
     for_channels(opening, [](NetChannel& channel) { channel.refresh_queue(); });
     link_changed();
     return {};
@@ -142,6 +148,7 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
     }
     log_.warning("link down: {}", describe(reason));
     link_changed();
+    if (backend_lost_) backend_lost_();
   }
 
   // CounterSource
@@ -203,6 +210,7 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
   Backend backend_;
   LogScope log_;
   std::vector<PublishedCounters> counters_;
+  std::function<void()> backend_lost_;
   std::atomic<bool> link_up_{false};
   mutable std::mutex mutex_;
   bool admin_up_ = true;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -42,7 +43,8 @@ struct NicConfig {
   std::uint32_t queues = 1;  // channels that a guest may have, 1..kMaxQueues; kStream: 1; kTap: at most fds
   bool check_source_mac = false;  // drop frames whose source is not the NIC's address, and let that be fixed
   std::uint32_t link_speed_mbps = 10'000;  // what the guest is told
-  std::string friendly_name;               // what Linux shows as ifalias; empty: none
+  bool monitored = false;  // the guest may signal by its monitor page, which costs polling while it is open
+  std::string friendly_name;  // what Linux shows as ifalias; empty: none
   // kNull only: bytes of the frames that it invents as fast as they are taken (60..mtu + 14); 0: none.
   std::uint32_t null_receive_bytes = 0;
 };
@@ -66,6 +68,9 @@ class Nic : public devices::Device {
   // Another descriptor (set) for a TAP that was removed or a peer that went away, in the form that
   // NicConfig::fds has. Link up follows. Errc::kConfig: the wrong number or kind.
   [[nodiscard]] virtual Result<void> replace_backend(std::vector<UniqueFd> fds) = 0;
+  // `lost` is called when the back end is gone, once until replace_backend(), by the worker of the channel
+  // that saw it: it must not block. Set before the first open().
+  virtual void on_backend_lost(std::function<void()> lost) = 0;
   [[nodiscard]] virtual NicStatus status() const = 0;
 };
 

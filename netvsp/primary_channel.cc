@@ -19,6 +19,9 @@ PrimaryChannel::~PrimaryChannel() = default;
 
 void PrimaryChannel::start(devices::Channel& new_channel) {
   NetChannel::start(new_channel);
+  // Shares of the receive buffer that no VP would ever use are lost to the others.
+  channels_max_ = std::min(state_.queues, new_channel.vp_count());
+  state_.queues = channels_max_;
   state_.link_up = nic().link_up();
   publish();
 }
@@ -124,10 +127,12 @@ void PrimaryChannel::receive_buffer_found(std::shared_ptr<const vmbus::Gpadl> gp
       // Sub-channels come with version 5. A small buffer (iPXE's) is the primary's alone.
       constexpr std::uint32_t kShareMin = 64;
       shared.receive_shares = state_.nvsp_version >= NvspVersion::k5
-                                  ? std::clamp(layout.sub_allocations / kShareMin, 1u, state_.queues)
+                                  ? std::clamp(layout.sub_allocations / kShareMin, 1u, channels_max_)
                                   : 1;
       shared.large_receive = config_.large_receive &&
                              Receiver::large_frames(layout, layout.sub_allocations / shared.receive_shares);
+      // A channel without a share would leave what the back end steers to its queue unread.
+      state_.queues = shared.receive_shares;
     }
     return take_receive_buffer();
   };

@@ -89,6 +89,7 @@ class PrimaryChannel final : public NetChannel {
   NvspSession session_;
   Lookup receive_lookup_;
   Lookup send_lookup_;
+  std::uint32_t channels_max_ = 1;  // that are of use to this guest
   std::uint32_t sub_channels_to_offer_ = 0;
   bool awaiting_sub_channels_ = false;  // offered, not all open yet
   bool link_told_ = false;              // as the guest believes

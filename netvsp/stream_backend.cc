@@ -137,10 +137,7 @@ class StreamQueue final : public BackendQueue {
   }
 
   void refresh() override {
-    {
-      const std::lock_guard lock(mutex_);
-      if (!next_fd_) return;
-    }
+    if (!replaced()) return;
     replacing_ = true;
     cancel();
     take_replacement();
@@ -305,8 +302,15 @@ class StreamQueue final : public BackendQueue {
     if (lost_) return;
     lost_ = true;
     cancel();
+    if (replaced()) return;  // by what this one's end says nothing of
     user_->link_lost(os_error == 0 ? Error{Errc::kClosed, 0, "peer closed the stream"}
                                    : Error{Errc::kOs, os_error, "stream is broken"});
+  }
+
+  // There is another descriptor, not taken up yet.
+  [[nodiscard]] bool replaced() {
+    const std::lock_guard lock(mutex_);
+    return static_cast<bool>(next_fd_);
   }
 
   void cancel() {

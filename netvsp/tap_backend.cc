@@ -31,7 +31,7 @@ class TapQueue final : public BackendQueue {
  public:
   TapQueue(UniqueFd fd, std::uint32_t index, bool multi_queue)
       : fd_(std::move(fd)), index_(index), multi_queue_(multi_queue) {
-    select_queue(false);
+    select_queue(fd_.get(), false);
   }
 
   void attach(QueueUser& user, io::Worker& worker) override {
@@ -41,13 +41,13 @@ class TapQueue final : public BackendQueue {
     attached_ = true;
     running_ = true;
     refresh();
-    select_queue(true);
+    select_queue(fd_.get(), true);
   }
 
   void detach() override {
     attached_ = false;
     pause();
-    select_queue(false);
+    select_queue(fd_.get(), false);
   }
 
   void pause() override {
@@ -125,15 +125,13 @@ class TapQueue final : public BackendQueue {
   }
 
   void replace(UniqueFd fd) override {
+    select_queue(fd.get(), false);
     const std::lock_guard lock(mutex_);
     next_fd_ = std::move(fd);
   }
 
   void refresh() override {
-    {
-      const std::lock_guard lock(mutex_);
-      if (!next_fd_) return;
-    }
+    if (!replaced()) return;
     replacing_ = true;
     if (reads_ != 0) cancel();
     take_replacement();
@@ -164,7 +162,14 @@ class TapQueue final : public BackendQueue {
   void lose(int os_error) {
     if (lost_ || !attached_) return;  // a detached queue gives EBADFD as well
     lost_ = true;
+    if (replaced()) return;  // by what this one's end says nothing of
     user_->link_lost(Error{Errc::kOs, os_error, "TAP is gone"});
+  }
+
+  // There is another descriptor, not taken up yet.
+  [[nodiscard]] bool replaced() {
+    const std::lock_guard lock(mutex_);
+    return static_cast<bool>(next_fd_);
   }
 
   // Cancels the chain from its head on, one link after the other.
@@ -189,7 +194,7 @@ class TapQueue final : public BackendQueue {
     if (next_fd_) fd_ = std::move(next_fd_);
     replacing_ = false;
     lost_ = false;
-    if (attached_) select_queue(true);
+    if (attached_) select_queue(fd_.get(), true);
     apply_offloads();
   }
 
@@ -203,12 +208,12 @@ class TapQueue final : public BackendQueue {
 
   // The kernel spreads packets over all queues that are attached, so one that nobody reads must not be.
   // Queue 0 stays: it keeps the device's carrier on.
-  void select_queue(bool on) {
-    if (!multi_queue_ || index_ == 0 || !fd_) return;
+  void select_queue(int fd, bool on) const {
+    if (!multi_queue_ || index_ == 0 || fd < 0) return;
     ifreq request{};
     request.ifr_flags = static_cast<short>(on ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE);
     // Fails where it is in that state already, or the device is gone, which reading tells.
-    static_cast<void>(::ioctl(fd_.get(), TUNSETQUEUE, &request));
+    static_cast<void>(::ioctl(fd, TUNSETQUEUE, &request));
   }
 
   UniqueFd fd_;

@@ -12,10 +12,12 @@ constexpr std::array kVersionsServed = {Version::k1_1, Version::k2_4, Version::k
                                         Version::k4_1, Version::k5_0, Version::k5_1, Version::k5_2,
                                         Version::k5_3, Version::k6_0};
 
-bool monitor_pages_valid(const InitiateContact& message) {
+bool monitor_pages_valid(const InitiateContact& message, const std::function<bool(Gpn)>& page_exists) {
   const std::uint64_t to_child = message.parent_to_child_monitor_gpa;
   const std::uint64_t to_parent = message.child_to_parent_monitor_gpa;
-  return (to_child == 0) == (to_parent == 0) && to_child % kPageBytes == 0 && to_parent % kPageBytes == 0;
+  if (to_child == 0 && to_parent == 0) return true;
+  return to_child != 0 && to_parent != 0 && to_child % kPageBytes == 0 && to_parent % kPageBytes == 0 &&
+         page_exists(to_child / kPageBytes) && page_exists(to_parent / kPageBytes);
 }
 
 }  // namespace
@@ -46,9 +48,9 @@ ContactOutcome negotiate(const ContactRequest& request, std::uint32_t vp_count,
 
   // Hyper-V reports these as supported with a failure state; Linux reads only "supported", and would go on
   // with a connection that does not work. [linux: connection.c, vmbus_negotiate_version]
-  if (!monitor_pages_valid(message)) {
+  if (!monitor_pages_valid(message, page_exists)) {
     if (version >= Version::k2_4) outcome.state = ConnectionState::kFailed;
-    return refuse("monitor pages: one only, or not page-aligned");
+    return refuse("monitor pages: one only, not page-aligned, or outside guest memory");
   }
   if (version < Version::k2_4) {
     const auto page = std::bit_cast<std::uint64_t>(message.target);
@@ -57,6 +59,7 @@ ContactOutcome negotiate(const ContactRequest& request, std::uint32_t vp_count,
     }
     outcome.interrupt_page = page;
   }
+  outcome.monitor_page = message.child_to_parent_monitor_gpa;
   outcome.version = version;
   return outcome;
 }

@@ -21,6 +21,7 @@ struct ContactOutcome {
   Version version = Version::kNone;  // kNone: refused
   std::uint32_t target_vp = 0;       // takes the host's messages, this answer included
   std::uint64_t interrupt_page = 0;  // GPA, below 2.4 only
+  std::uint64_t monitor_page = 0;    // GPA of the one by which the guest signals; 0: it has none
   ConnectionState state = ConnectionState::kOk;
   const char* refusal = nullptr;  // why, static text
 };

@@ -233,6 +233,7 @@ inline constexpr std::size_t kUserDataBytes = 120;      // of an offer, and of a
 inline constexpr std::uint32_t kPipeModeByte = 0;       // first u32 of user_defined with kOfferNamedPipeMode
 inline constexpr std::uint32_t kPipeModeMessage = 4;    // [linux: VMBUS_PIPE_TYPE_MESSAGE]
 inline constexpr std::uint8_t kNoMonitor = 0xff;        // OfferChannel::monitor_id
+inline constexpr std::uint8_t kMonitorIds = 128;        // the others, from 0 on
 inline constexpr std::uint8_t kMonitorAllocated = 0x1;  // bit of OfferChannel::monitor_flags
 inline constexpr std::uint16_t kDedicatedInterrupt = 0x1;  // bit of OfferChannel::interrupt_flags
 
@@ -484,5 +485,38 @@ inline constexpr Guid kClassKeyboard = Guid::literal("f912ad6d-2b17-48ea-bd65-f9
 inline constexpr Guid kClassMouse = Guid::literal("cfa8b69e-5b4a-4cc0-b98b-8ba1a1f3f95a");
 inline constexpr Guid kClassVideo = Guid::literal("da0a7802-e377-4aac-8e77-0558eb1073f8");
 inline constexpr Guid kClassPciPassThrough = Guid::literal("44c4f61d-4444-4400-9d52-802e27ede19f");
+
+// --- Monitor page ---
+
+// By which a guest signals without a hypercall: it sets bit monitor_id % 32 of triggers[monitor_id / 32], and
+// somebody looks now and then. A page of the guest's, which it can write at any time. [linux: struct
+// hv_monitor_page]
+struct MonitorPage {
+  struct Trigger {
+    std::uint32_t pending;  // a bit for each channel
+    std::uint32_t armed;
+  };
+  struct Parameter {
+    std::uint32_t connection_id;
+    std::uint16_t flag;
+    std::uint16_t reserved;
+  };
+  static constexpr std::size_t kGroups = 4;
+  static constexpr std::size_t kGroupSize = 32;
+
+  std::uint32_t enabled;  // bits 0..3: the groups that are looked at
+  std::uint32_t reserved;
+  std::array<Trigger, kGroups> triggers;
+  std::array<std::uint64_t, 3> reserved2;
+  std::array<std::int32_t, kGroups * kGroupSize> next_check_time;  // the rest by monitor id
+  std::array<std::uint16_t, kGroups * kGroupSize> latency;         // between two looks, 100 ns units
+  std::array<std::uint64_t, 32> reserved3;
+  std::array<Parameter, kGroups * kGroupSize> parameters;
+  std::array<std::uint64_t, 248> reserved4;
+};
+static_assert(kIsWire<MonitorPage, kPageBytes>);
+static_assert(offsetof(MonitorPage, triggers) == 8 && offsetof(MonitorPage, next_check_time) == 0x40 &&
+              offsetof(MonitorPage, latency) == 0x240 && offsetof(MonitorPage, parameters) == 0x440);
+static_assert(MonitorPage::kGroups * MonitorPage::kGroupSize == kMonitorIds);
 
 }  // namespace vmbusd::vmbus

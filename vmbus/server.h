@@ -29,6 +29,7 @@ struct Offer {
   Guid instance;
   std::uint16_t sub_channel_index = 0;  // 0: primary
   bool pipe_message_mode = false;       // integration components
+  bool monitored = false;               // the guest may signal by its monitor page
   std::uint16_t mmio_megabytes = 0;
   std::array<std::uint8_t, 120> user_defined{};
 };
@@ -57,6 +58,10 @@ struct OpenRequest {
   // bit `event_flag` of this page's first half, followed by event flag 0. [reference: vmbus 8]
   std::uint64_t interrupt_page = 0;
   std::uint32_t connection_id = 0;  // that the guest signals
+  // Of a monitored channel: GPA of the page in guest memory where the guest may signal by the bit of
+  // `monitor_id` (0..127) instead; else 0.
+  std::uint64_t monitor_page = 0;
+  std::uint8_t monitor_id = 0;
   std::array<std::uint8_t, 120> user_data{};
 };
 
@@ -117,8 +122,9 @@ class Server {
 
   // Adds an offer; a connected guest is told at once, others when they ask. The relid stays the same until
   // offer_gone(). Guests number devices in the order of these calls. Errc::kLimit where all relids are in
-  // use; Errc::kWrongState where the same (type, instance, index) is offered already, or for a sub-channel
-  // whose primary is not open. Sub-channels live as long as the primary stays open: its closing revokes them.
+  // use (monitor ids: one more monitored channel is offered without); Errc::kWrongState where the same (type,
+  // instance, index) is offered already, or for a sub-channel whose primary is not open. Sub-channels live as
+  // long as the primary stays open: its closing revokes them.
   [[nodiscard]] Result<Relid> offer(const Offer& offer);
   // Takes an offer back: the channel is closed, the guest told; offer_gone() follows.
   void rescind(Relid relid);
@@ -132,8 +138,8 @@ class Server {
   // For devices whose protocol names a GPADL (netvsp's buffers); empty where the channel has none of that id.
   [[nodiscard]] std::shared_ptr<const Gpadl> find_gpadl(Relid relid, GpadlId gpadl) const;
 
-  // Whether the guest has lent a page in [first, first + count): by a GPADL, or as its interrupt page. Such
-  // pages must stay mapped.
+  // Whether the guest has lent a page in [first, first + count): by a GPADL, as its interrupt page, or as
+  // its monitor page while a monitored channel is open. Such pages must stay mapped.
   [[nodiscard]] bool holds_pages(Gpn first, std::uint64_t count) const;
 
   // The VMM resets the guest, or is gone: as UNLOAD, but without an answer. connection_ended() follows when

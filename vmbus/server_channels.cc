@@ -1,5 +1,6 @@
 // Offers and channels: open, close, modify, rescind, release.
 #include <algorithm>
+#include <bitset>
 #include <cstring>
 #include <utility>
 
@@ -52,6 +53,17 @@ std::optional<Relid> ServerCore::free_relid() const {
   return candidate <= kMaxChannels ? std::optional{candidate} : std::nullopt;
 }
 
+std::optional<std::uint8_t> ServerCore::free_monitor_id() const {
+  std::bitset<kMonitorIds> used;
+  for (const auto& [relid, channel] : channels_) {
+    if (channel.monitor_id) used.set(*channel.monitor_id);
+  }
+  for (std::uint8_t id = 0; id < kMonitorIds; ++id) {
+    if (!used.test(id)) return id;
+  }
+  return std::nullopt;
+}
+
 Result<Relid> ServerCore::offer(const Offer& offer) {
   bool primary_open = false;
   for (const auto& [relid, other] : channels_) {
@@ -69,7 +81,15 @@ Result<Relid> ServerCore::offer(const Offer& offer) {
   }
   const std::optional<Relid> relid = free_relid();
   if (!relid) return fail(Errc::kLimit, "all relids are in use");
+  // Kept as long as the relid is: the guest may go on setting the bit until it has released that.
+  std::optional<std::uint8_t> monitor_id;
+  if (offer.monitored) {
+    monitor_id = free_monitor_id();
+    // The guest signals it by its connection id then.
+    if (!monitor_id) log_.guest("relid {} is not monitored: all monitor ids are in use", *relid);
+  }
   Channel& channel = channels_[*relid];
+  channel.monitor_id = monitor_id;
   channel.relid = *relid;
   channel.ordinal = next_ordinal_++;
   channel.offer = offer;
@@ -92,6 +112,10 @@ void ServerCore::send_offer(Channel& channel) {
   }
   message.sub_channel_index = offer.sub_channel_index;
   message.relid = channel.relid;
+  if (channel.monitor_id && monitor_page_ != 0) {
+    message.monitor_id = *channel.monitor_id;
+    message.monitor_flags = kMonitorAllocated;
+  }
   message.interrupt_flags = kDedicatedInterrupt;
   message.connection_id = signal_connection_id(channel.relid);
   tell(message);
@@ -224,6 +248,10 @@ void ServerCore::start(Channel& channel) {
   request.event_flag = channel.relid;
   request.interrupt_page = interrupt_page_;
   request.connection_id = signal_connection_id(channel.relid);
+  if (channel.monitor_id) {
+    request.monitor_page = monitor_page_;
+    request.monitor_id = *channel.monitor_id;
+  }
   request.user_data = message.user_data;
   channel.run_state = RunState::kOpening;
   channel.ring = message.ring_gpadl;

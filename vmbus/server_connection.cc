@@ -100,6 +100,7 @@ void ServerCore::contact(const ContactRequest& request) {
   version_ = outcome.version;
   target_vp_ = outcome.target_vp;
   interrupt_page_ = outcome.interrupt_page;
+  monitor_page_ = outcome.monitor_page;
   last_peer_ = Peer{version_, target_vp_};
   response.version_supported = 1;
   response.version_or_connection_id = version_ >= Version::k5_0 ? kMessageConnectionFrom5 : requested;
@@ -170,6 +171,7 @@ void ServerCore::advance_connection() {
   }
   phase_ = Phase::kDisconnected;
   interrupt_page_ = 0;
+  monitor_page_ = 0;
   for (auto& [relid, channel] : channels_) {
     channel.told = false;
     advance(channel);

@@ -106,6 +106,7 @@ class ServerCore {
     Relid relid = 0;
     std::uint64_t ordinal = 0;  // of the offer() call: guests number devices in this order
     Offer offer;
+    std::optional<std::uint8_t> monitor_id;
     OfferState offer_state = OfferState::kOffered;
     bool told = false;  // this connection's guest has the OFFERCHANNEL
     RunState run_state = RunState::kClosed;
@@ -162,6 +163,7 @@ class ServerCore {
   [[nodiscard]] Channel* find_told(Relid relid);
   [[nodiscard]] Channel* find_primary(const Channel& sub_channel);
   [[nodiscard]] std::optional<Relid> free_relid() const;
+  [[nodiscard]] std::optional<std::uint8_t> free_monitor_id() const;
   [[nodiscard]] static bool same_device(const Offer& a, const Offer& b);
   void send_offer(Channel& channel);
   [[nodiscard]] Status check_open(const Channel& channel, const OpenChannel& message);
@@ -186,9 +188,10 @@ class ServerCore {
   const std::uint32_t vp_count_;
 
   Phase phase_ = Phase::kDisconnected;
-  Version version_ = Version::kNone;  // the next three: of the connection
+  Version version_ = Version::kNone;  // the next four: of the connection
   std::uint32_t target_vp_ = 0;
   std::uint64_t interrupt_page_ = 0;
+  std::uint64_t monitor_page_ = 0;
   std::optional<Peer> last_peer_;                // of the newest connection since reset()
   std::optional<ContactRequest> contact_after_;  // when disconnected: the INITIATE_CONTACT to answer,
   bool unload_after_ = false;                    // then the UNLOAD

@@ -59,6 +59,7 @@ Offer scsi(std::uint32_t index) {
   Offer offer;
   offer.interface_type = kClassScsi;
   offer.instance.bytes[0] = static_cast<std::uint8_t>(1 + index);
+  offer.monitored = index != 1;
   return offer;
 }
 
@@ -101,6 +102,8 @@ class World final : public ServerEvents {
     bool offers_requested = false;
     bool offers_wanted = false;                            // ALLOFFERS_DELIVERED is owed
     std::map<Relid, Guid> told;                            // primaries by instance; sub-channels have none
+    std::map<Relid, std::uint8_t> monitors;                // ids of those that have one
+    std::uint64_t monitor_page = 0;                        // by which it signals
     std::set<Relid> rescinded;                             // and not released
     std::multiset<std::pair<Relid, std::uint32_t>> opens;  // OPENCHANNELs (relid, openid)
     std::multiset<GpadlKey> headers;
@@ -141,8 +144,9 @@ class World final : public ServerEvents {
   std::uint32_t sends_refused_ = 0;
 
   GuestModel guest_;
-  bool version_owed_ = false;  // an INITIATE_CONTACT is unanswered; outlives connections
-  bool unload_owed_ = false;   // the same of UNLOAD
+  bool version_owed_ = false;               // an INITIATE_CONTACT is unanswered; outlives connections
+  bool unload_owed_ = false;                // the same of UNLOAD
+  std::uint64_t contact_monitor_page_ = 0;  // of the latest INITIATE_CONTACT
   std::uint32_t closes_reserved_ = 0;
   std::uint32_t last_openid_ = 0;
 
@@ -189,6 +193,10 @@ bool World::send(std::uint32_t vp, std::span<const std::byte> message) {
       version_owed_ = false;
       guest_ = {};
       guest_.connected = read<VersionResponse>(message).version_supported != 0;
+      guest_.monitor_page = contact_monitor_page_;
+      promise(!guest_.connected ||
+                  (guest_.monitor_page % kPageBytes == 0 && page_exists(guest_.monitor_page / kPageBytes)),
+              "monitor pages lie in guest memory");
       break;
     }
     case MessageType::kOfferChannel: {
@@ -200,6 +208,16 @@ bool World::send(std::uint32_t vp, std::span<const std::byte> message) {
         for (const auto& [relid, instance] : guest_.told) {
           promise(instance != offer.instance, "a device is offered once");
         }
+      }
+      promise((offer.monitor_flags == kMonitorAllocated) == (offer.monitor_id != kNoMonitor),
+              "a monitor id says whether it is one");
+      promise((offer.monitor_id != kNoMonitor) ==
+                  (offers_.at(offer.relid).offer.monitored && guest_.monitor_page != 0),
+              "what is monitored has a monitor id, where the guest has a page");
+      if (offer.monitor_id != kNoMonitor) {
+        promise(offer.monitor_id < kMonitorIds, "monitor ids have a bit");
+        for (const auto& [relid, id] : guest_.monitors) promise(id != offer.monitor_id, "each has its bit");
+        guest_.monitors[offer.relid] = offer.monitor_id;
       }
       const Guid identity = offer.sub_channel_index == 0 ? offer.instance : Guid{};
       promise(guest_.told.emplace(offer.relid, identity).second, "a relid is offered once");
@@ -290,6 +308,14 @@ void World::open_channel(Relid relid, const OpenRequest& request) {
   promise(request.target_vp < kVpCount || request.target_vp == kNoInterruptVp, "interrupts go to VPs");
   promise(request.event_flag == relid && request.connection_id == (0x2000 | relid),
           "signals are the relid's");
+  const auto monitor = guest_.monitors.find(relid);
+  if (monitor == guest_.monitors.end()) {
+    promise(request.monitor_page == 0, "a guest signals by the bit that it was told");
+  } else {
+    promise(request.monitor_page == guest_.monitor_page && request.monitor_id == monitor->second,
+            "a device looks where the guest signals");
+    promise(server_.holds_pages(request.monitor_page / kPageBytes, 1), "the monitor page stays");
+  }
   const Offer& offer = offers_.at(relid).offer;
   bool primary_open = false;
   for (const auto& [other_relid, channel] : channels_) {
@@ -341,6 +367,7 @@ void World::offer_gone(Relid relid) {
   for (const GpadlKey& key : lent_) promise(key.first != relid, "what goes has no GPADLs");
   offers_.erase(offer);
   guest_.told.erase(relid);
+  guest_.monitors.erase(relid);
   guest_.rescinded.erase(relid);
 }
 
@@ -402,12 +429,15 @@ void World::expect(std::span<const std::byte> message) {
   MessageHeader header;
   if (message.size() > kMessagePayloadBytesMax || !read_wire(message, header)) return;
   switch (header.type) {
-    case MessageType::kInitiateContact:
-      if (message.size() < sizeof(InitiateContact)) return;
+    case MessageType::kInitiateContact: {
+      InitiateContact contact;
+      if (!read_wire(message, contact)) return;
+      contact_monitor_page_ = contact.child_to_parent_monitor_gpa;
       guest_ = {};
       version_owed_ = true;
       unload_owed_ = false;
       break;
+    }
     case MessageType::kUnload:
       // An unload behind a contact that waits does not forget the contact.
       guest_ = {};
@@ -447,7 +477,9 @@ void World::expect(std::span<const std::byte> message) {
     case MessageType::kRelidReleased: {
       RelidReleased released;
       if (!read_wire(message, released)) return;
-      if (guest_.rescinded.erase(released.relid) != 0) guest_.told.erase(released.relid);
+      if (guest_.rescinded.erase(released.relid) == 0) return;
+      guest_.told.erase(released.relid);
+      guest_.monitors.erase(released.relid);
       break;
     }
     case MessageType::kModifyChannel: {
@@ -481,7 +513,10 @@ void World::initiate(Input& input) {
     contact.target.vtl = lie == 2 ? 1 : 0;
     contact.target.feature_flags = lie;
   }
-  if (lie == 3) contact.parent_to_child_monitor_gpa = 0x1000;
+  if (lie == 3 || (lie & 0x10) != 0) contact.parent_to_child_monitor_gpa = 0x1000;
+  if ((lie & 0x10) != 0) {
+    contact.child_to_parent_monitor_gpa = (lie & 0x20) != 0 ? kGuestPages * kPageBytes : 0x2000;
+  }
   const bool low = (contact.version < Version::k5_0) != (lie == 4);
   post(low ? kMessageConnectionBelow5 : kMessageConnectionFrom5, wire_bytes(contact));
 }
@@ -665,7 +700,10 @@ void World::check_quiet() const {
 // Starts closer to where most of it happens: two devices are offered and known to the guest,
 void World::start_connected() {
   for (std::uint32_t device = 0; device < 2; ++device) offer(scsi(device));
-  post(InitiateContact{.version = Version::k5_3, .target = {.sint = kMessageSint}});
+  post(InitiateContact{.version = Version::k5_3,
+                       .target = {.sint = kMessageSint},
+                       .parent_to_child_monitor_gpa = 0x1000,
+                       .child_to_parent_monitor_gpa = 0x2000});
   post(RequestOffers{});
 }
 

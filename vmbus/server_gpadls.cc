@@ -1,4 +1,6 @@
 // GPADL messages, and the release of what the guest takes back.
+#include <algorithm>
+
 #include "base/assert.h"
 #include "vmbus/server_core.h"
 
@@ -81,8 +83,15 @@ std::shared_ptr<const Gpadl> ServerCore::find_gpadl(Relid relid, GpadlId gpadl) 
 }
 
 bool ServerCore::holds_pages(Gpn first, std::uint64_t count) const {
-  const Gpn interrupt_page = interrupt_page_ / kPageBytes;
-  if (interrupt_page_ != 0 && interrupt_page >= first && interrupt_page - first < count) return true;
+  const auto holds = [first, count](std::uint64_t gpa) {
+    const Gpn page = gpa / kPageBytes;
+    return gpa != 0 && page >= first && page - first < count;
+  };
+  if (holds(interrupt_page_)) return true;
+  const bool monitoring = std::any_of(channels_.begin(), channels_.end(), [](const auto& entry) {
+    return entry.second.monitor_id && entry.second.run_state != RunState::kClosed;
+  });
+  if (monitoring && holds(monitor_page_)) return true;
   return gpadls_.holds(first, count);
 }
 

@@ -69,6 +69,7 @@ socket = "passt.sock"
 name = "nic2"
 backend = "null"
 receive_bytes = 1514
+monitor = true
 
 [[partition.nic]]
 name = "nic3"
@@ -125,6 +126,7 @@ TEST_CASE("every key of a NIC is read", "[daemon]") {
   CHECK(tap.nic.backend == Backend::kTap);
   CHECK(tap.source.tap == "vmtap0");
   CHECK(tap.nic.queues == 4);
+  CHECK_FALSE(tap.source.any_queues);
   CHECK(tap.nic.mac == netvsp::MacAddress{{0x02, 0x1a, 0x4b, 0x00, 0xc3, 0x9d}});
   CHECK(tap.nic.mtu == 9000);
   CHECK(tap.nic.link_speed_mbps == 25000);
@@ -138,9 +140,23 @@ TEST_CASE("every key of a NIC is read", "[daemon]") {
   const NicConfig& null = parsed.config.partitions[0].nics[2];
   CHECK(null.nic.backend == Backend::kNull);
   CHECK(null.nic.null_receive_bytes == 1514);
+  CHECK(null.nic.monitored);
+  CHECK_FALSE(tap.nic.monitored);
   const NicConfig& adopted = parsed.config.partitions[0].nics[3];
   CHECK(adopted.source.fds == std::vector<int>{4, 5});
   CHECK(adopted.nic.queues == 2);
+}
+
+TEST_CASE("a TAP has queues for several VPs unless a number is given", "[daemon]") {
+  const ParsedConfig parsed = parse_config(
+      "[[partition]]\nname='a'\nsocket='a.sock'\n"
+      "[[partition.nic]]\nname='n'\nbackend='tap'\ntap='t'\n[[partition.nic]]\nname='m'\nbackend='null'\n",
+      "/etc/vmbusd");
+  REQUIRE(parsed.problems.empty());
+  const NicConfig& tap = parsed.config.partitions[0].nics[0];
+  CHECK(tap.nic.queues == 8);
+  CHECK(tap.source.any_queues);
+  CHECK(parsed.config.partitions[0].nics[1].nic.queues == 1);
 }
 
 TEST_CASE("what is left out has its default", "[daemon]") {
@@ -363,7 +379,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        partition_with("[[partition.nic]]\nname = \"n\"\nbackend = \"loopback\"\ntap = \"t\"\n"),
        {"f.toml:7: partition.nic.tap: unknown key; accepted: backend, check_source_mac, friendly_name, "
         "instance, "
-        "link_speed_mbps, mac, mtu, name, queues"}},
+        "link_speed_mbps, mac, monitor, mtu, name, queues"}},
       {"several at once, by line",
        "[[partition]]\nname = \"a b\"\nsocket = 3\npoll_us = -1\nx = 1\n",
        {"f.toml:2: partition.name: \"a b\" is not accepted; accepted: 1 to 64 of the characters A-Z a-z 0-9 "

@@ -61,7 +61,11 @@ struct Fixture {
   static constexpr std::uint32_t kFlag = 5;
   static constexpr vmbus::Gpn kEventPage = 20;
 
-  Fixture() {
+  // Of a monitored channel: id 33 of the page.
+  static constexpr vmbus::Gpn kMonitorPage = 21;
+  static constexpr std::uint8_t kMonitorId = 33;
+
+  explicit Fixture(bool monitored = false) {
     guest.add_to(partition.memory());
     interrupt.reset(eventfd(0, EFD_NONBLOCK));
     partition.vp(1).interrupt = UniqueFd(dup(interrupt.get()));
@@ -73,11 +77,12 @@ struct Fixture {
     to_host.emplace(std::move(guest_side.incoming));
     from_host.emplace(std::move(guest_side.outgoing));
     doorbell.reset(eventfd(0, EFD_NONBLOCK));
-    channel = std::make_unique<Channel>(
-        Channel::Config{
-            .name = "test/echo", .relid = kFlag, .sub_channel_index = 0, .target_vp = 1, .event_flag = kFlag},
-        partition, *worker, std::move(host.incoming), std::move(host.outgoing),
-        std::make_unique<EchoHandler>(log), UniqueFd(dup(doorbell.get())));
+    Channel::Config config{
+        .name = "test/echo", .relid = kFlag, .sub_channel_index = 0, .target_vp = 1, .event_flag = kFlag};
+    if (monitored) config.monitor.emplace(guest.page(kMonitorPage), kMonitorId, 0x2005);
+    channel = std::make_unique<Channel>(std::move(config), partition, *worker, std::move(host.incoming),
+                                        std::move(host.outgoing), std::make_unique<EchoHandler>(log),
+                                        UniqueFd(dup(doorbell.get())));
     worker->start();
   }
   ~Fixture() {
@@ -178,6 +183,50 @@ TEST_CASE("an idle channel unmasks, and its worker sleeps", "[devices]") {
   CHECK(f.worker->stats().turns == turns);
   f.send(2);
   CHECK(f.receive() == 2);
+}
+
+TEST_CASE("a monitored channel is served without a doorbell, and not polled when it is closed", "[devices]") {
+  Fixture f(true);
+  auto& page = *reinterpret_cast<vmbus::MonitorPage*>(f.guest.page(Fixture::kMonitorPage));
+  const std::atomic_ref pending(page.triggers[Fixture::kMonitorId / 32].pending);
+  constexpr std::uint32_t kBit = 1u << Fixture::kMonitorId % 32;
+  REQUIRE(f.start());
+  CHECK(page.parameters[Fixture::kMonitorId].connection_id == 0x2005);
+  for (std::uint64_t id = 1; id <= 20; ++id) {
+    std::this_thread::sleep_for(2ms);  // long enough for the worker to sleep
+    const std::array<std::byte, 16> payload{};
+    REQUIRE(
+        f.to_host->write({.completion_requested = true, .transaction_id = id, .payload = payload}).value());
+    if (f.to_host->commit().value()) pending.fetch_or(kBit);
+    REQUIRE(f.receive() == id);
+  }
+  CHECK(f.channel->stats().doorbells > 10);
+  // Bits for nothing do no harm.
+  for (int i = 0; i < 100; ++i) {
+    pending.store(0xffffffff);
+    std::this_thread::sleep_for(50us);
+  }
+  CHECK(f.wait_for([&] { return pending.load() == ~kBit; }));
+
+  // While it is paused, and for good once it has stopped, nobody looks.
+  std::promise<void> paused;
+  f.worker->post([&] { f.channel->pause([&] { paused.set_value(); }); });
+  paused.get_future().get();
+  const auto worker_sleeps = [&] {
+    std::this_thread::sleep_for(20ms);
+    const std::uint64_t turns = f.worker->stats().turns;
+    std::this_thread::sleep_for(50ms);
+    return f.worker->stats().turns == turns;
+  };
+  CHECK(worker_sleeps());
+  f.worker->post([&] { f.channel->resume(); });
+  f.send(77);
+  pending.fetch_or(kBit);
+  CHECK(f.receive() == 77);
+  f.stop();
+  CHECK(worker_sleeps());
+  CHECK(page.parameters[Fixture::kMonitorId].connection_id == 0);
+  CHECK((pending.load() & kBit) == 0);
 }
 
 TEST_CASE("indices out of range refuse the channel", "[devices]") {

@@ -3,10 +3,8 @@
 #include <fcntl.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
-#include <linux/rtnetlink.h>
 #include <net/ethernet.h>
 #include <net/if.h>
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -15,37 +13,13 @@
 
 #include "netvsp/offload.h"
 #include "netvsp/virtio_net.h"
+#include "tests/netvsp/network_namespace.h"
 #include "tests/netvsp/nic_fixture.h"
 
 namespace vmbusd::netvsp {
 namespace {
 
 constexpr std::uint32_t kSeed = 815;
-
-// The calling thread is in a fresh network namespace while this lives.
-class NetworkNamespace {
- public:
-  NetworkNamespace() : before_(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)) {
-    usable_ = before_ && ::unshare(CLONE_NEWNET) == 0 && ::access("/dev/net/tun", R_OK | W_OK) == 0;
-  }
-  ~NetworkNamespace() {
-    if (before_) static_cast<void>(::setns(before_.get(), CLONE_NEWNET));
-  }
-  NetworkNamespace(const NetworkNamespace&) = delete;
-  NetworkNamespace& operator=(const NetworkNamespace&) = delete;
-  [[nodiscard]] bool usable() const { return usable_; }
-
- private:
-  UniqueFd before_;
-  bool usable_ = false;
-};
-
-#define NEED_NAMESPACE()                                                              \
-  const NetworkNamespace network;                                                     \
-  if (!network.usable()) {                                                            \
-    WARN("no network namespace or no /dev/net/tun for this user: nothing is tested"); \
-    return;                                                                           \
-  }
 
 class Tap {
  public:
@@ -65,10 +39,7 @@ class Tap {
     std::strcpy(request.ifr_name, "tap0");
     request.ifr_mtu = 9000;
     REQUIRE(::ioctl(control.get(), SIOCSIFMTU, &request) == 0);
-    REQUIRE(::ioctl(control.get(), SIOCGIFFLAGS, &request) == 0);
-    request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_UP | IFF_NOARP);
-    REQUIRE(::ioctl(control.get(), SIOCSIFFLAGS, &request) == 0);
-    index_ = static_cast<int>(::if_nametoindex("tap0"));
+    set_interface("tap0", true);
     wire.reset(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, 0));
     const int on = 1;
     REQUIRE(::setsockopt(wire.get(), SOL_PACKET, PACKET_VNET_HDR, &on, sizeof on) == 0);
@@ -77,23 +48,8 @@ class Tap {
     sockaddr_ll address{};
     address.sll_family = AF_PACKET;
     address.sll_protocol = htons(ETH_P_ALL);
-    address.sll_ifindex = index_;
+    address.sll_ifindex = static_cast<int>(::if_nametoindex("tap0"));
     REQUIRE(::bind(wire.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
-  }
-  // ip link del
-  void remove() const {
-    struct {
-      nlmsghdr header;
-      ifinfomsg link;
-    } message{};
-    message.header.nlmsg_len = sizeof message;
-    message.header.nlmsg_type = RTM_DELLINK;
-    message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
-    message.link.ifi_index = index_;
-    const UniqueFd netlink(::socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
-    REQUIRE(::send(netlink.get(), &message, sizeof message, 0) == sizeof message);
-    char answer[1024];
-    REQUIRE(::recv(netlink.get(), answer, sizeof answer, 0) > 0);
   }
   void put(std::span<const std::byte> frame, const VirtioNetHeader& header = {}) const {
     const iovec parts[] = {{const_cast<VirtioNetHeader*>(&header), sizeof header},
@@ -123,9 +79,6 @@ class Tap {
 
   std::vector<UniqueFd> fds;
   UniqueFd wire;
-
- private:
-  int index_ = 0;
 };
 
 NicConfig tap_config(Tap& tap) {
@@ -329,7 +282,7 @@ TEST_CASE("a TAP that is removed takes the link down until there is another", "[
   for (int round = 0; round < 2; ++round) {
     tap->put(frame);
     CHECK(guest.next_frame().bytes == frame);
-    tap->remove();
+    remove_interface("tap0");
     REQUIRE(guest.wait([&] { return !guest.nic().status().link_up; }));
     CHECK(guest.nic().status().link_reason.find("TAP is gone") != std::string::npos);
     REQUIRE(guest.wait([&] { return !guest.indications.empty(); }));
@@ -352,6 +305,84 @@ TEST_CASE("a TAP that is removed takes the link down until there is another", "[
     REQUIRE(taken.has_value());
     CHECK(taken->second == frame);
   }
+}
+
+// vmbusd makes interfaces that are down until the operator sets them up.
+TEST_CASE("a TAP that is set down and up keeps its NIC", "[netvsp][tap]") {
+  NEED_NAMESPACE();
+  for (const std::uint32_t queues : {1u, 2u}) {
+    Tap tap(queues);
+    set_interface("tap0", false);
+    GuestNic guest(tap_config(tap), 2);
+    int losses = 0;
+    guest.nic().on_backend_lost([&losses] { ++losses; });
+    GuestOptions options = quiet_options();
+    options.sub_channels = queues - 1;
+    guest.start(options);
+    guest.indications.clear();
+    Random random(kSeed);
+    const Bytes frame = frame_to_guest(100, random);
+    const Bytes message = GuestNic::rndis_message(frame);
+    for (int round = 0; round < 3; ++round) {
+      const std::uint64_t dropped = guest.nic().status().queues[0].tx_dropped;
+      CHECK(guest.completion_of(guest.send_section(0, 0, message)) ==
+            GuestNic::padded_status(NvspStatus::kSuccess));
+      CHECK(guest.nic().status().queues[0].tx_dropped == dropped + 1);
+      set_interface("tap0", true);
+      guest.send_section(0, 0, message);
+      const auto taken = tap.take(guest);
+      REQUIRE(taken.has_value());
+      CHECK(taken->second == frame);
+      for (int i = 0; i < 20; ++i) {
+        tap.put(frame);
+        CHECK(guest.next_frame().bytes == frame);
+      }
+      set_interface("tap0", false);
+    }
+    CHECK(guest.nic().status().link_up);
+    CHECK(guest.indications.empty());
+    CHECK(losses == 0);
+  }
+}
+
+TEST_CASE("a TAP's new queues that no channel reads get no packets", "[netvsp][tap]") {
+  NEED_NAMESPACE();
+  auto tap = std::make_unique<Tap>(3);
+  GuestNic guest(tap_config(*tap));
+  guest.start(quiet_options());
+  remove_interface("tap0");
+  REQUIRE(guest.wait([&] { return !guest.nic().status().link_up; }));
+  tap = std::make_unique<Tap>(3);
+  REQUIRE(guest.nic().replace_backend(std::move(tap_config(*tap).fds)).has_value());
+  Random random(kSeed);
+  for (std::uint32_t flow = 0; flow < 64; ++flow) {
+    FrameSpec spec;
+    BuiltFrame built = build_frame(spec, random);
+    put16(built.bytes, built.transport, 1000 + flow);
+    tap->put(built.bytes);
+    CHECK(guest.next_frame().bytes == built.bytes);
+  }
+}
+
+TEST_CASE("one removal of a TAP with queues is told once", "[netvsp][tap]") {
+  NEED_NAMESPACE();
+  auto tap = std::make_unique<Tap>(3);
+  GuestNic guest(tap_config(*tap), 3);
+  std::atomic<int> losses = 0;
+  guest.nic().on_backend_lost([&losses] { ++losses; });
+  GuestOptions options = quiet_options();
+  options.sub_channels = 2;
+  guest.start(options);
+  for (int round = 1; round <= 20; ++round) {
+    remove_interface("tap0");
+    REQUIRE(guest.wait([&] { return losses == round; }));
+    CHECK_FALSE(guest.nic().status().link_up);
+    tap = std::make_unique<Tap>(3);
+    REQUIRE(guest.nic().replace_backend(std::move(tap_config(*tap).fds)).has_value());
+    CHECK(guest.nic().status().link_up);
+  }
+  guest.wait([] { return false; }, std::chrono::milliseconds(20));
+  CHECK(losses == 20);
 }
 
 // Streams.

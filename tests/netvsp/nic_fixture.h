@@ -50,7 +50,8 @@ struct GuestOptions {
 
 class GuestNic final : private devices::DeviceHost {
  public:
-  explicit GuestNic(NicConfig config, std::uint32_t workers = 1) {
+  explicit GuestNic(NicConfig config, std::uint32_t workers = 1, std::uint32_t vps = partition::kMaxVps)
+      : partition_(vps) {
     memory_.add_to(partition_.memory());
     for (std::uint32_t i = 0; i < workers; ++i) {
       workers_.push_back(std::move(*io::Worker::create({.name = "test"})));
@@ -536,7 +537,7 @@ class GuestNic final : private devices::DeviceHost {
   static constexpr vmbus::Gpn kFirstPage = 16;
   vmbus::Gpn next_page_ = kFirstPage;
   vmbus::Gpn recycle_ = kFirstPage;
-  partition::Partition partition_{1};
+  partition::Partition partition_;
   std::vector<std::unique_ptr<io::Worker>> workers_;
   std::unique_ptr<Nic> nic_;
   std::vector<std::unique_ptr<Link>> links_;

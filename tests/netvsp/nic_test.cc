@@ -436,6 +436,22 @@ TEST_CASE("sub-channels carry data, by shares of one receive buffer", "[netvsp]"
   CHECK(guest.next_frame().channel == 2);
 }
 
+TEST_CASE("a guest gets no more channels than it has a use for", "[netvsp]") {
+  const auto granted = [](std::uint32_t vps, std::uint32_t receive_pages) {
+    NicConfig config = loopback_config();
+    config.queues = 8;
+    GuestNic guest(std::move(config), 1, vps);
+    GuestOptions options;
+    options.receive_pages = receive_pages;
+    options.sub_channels = 7;
+    guest.start(options);
+    return guest.nic().status().channels;
+  };
+  CHECK(granted(64, 2048) == 8);
+  CHECK(granted(3, 2048) == 3);  // VPs
+  CHECK(granted(64, 128) == 4);  // shares of 64 sub-allocations
+}
+
 TEST_CASE("sub-channels that were not granted do not open", "[netvsp]") {
   NicConfig config = loopback_config();
   config.queues = 4;

@@ -67,6 +67,8 @@ constexpr ContactCase kContactCases[] = {
     {"only a parent-to-child monitor page", 0x00050003, 4, 0, kSint2, 0x101000, 0, false, 0, 2},
     {"only a child-to-parent monitor page", 0x00020004, 1, 0, kNoPage, 0, 0x101000, false, 0, 2},
     {"a monitor page not aligned", 0x00050003, 4, 0, kSint2, 0x101000, 0x102008, false, 0, 2},
+    {"a monitor page outside guest memory", 0x00050003, 4, 0, kSint2, 0x101000, kGuestPages * 4096, false, 0,
+     2},
     {"before 2.4 there is no connection state", 0x00010001, 1, 0, page(0x5000), 0x101000, 0, false, 0, 0},
     {"1.1 with an interrupt page outside guest memory", 0x00010001, 1, 0, page(kGuestPages * 4096), 0, 0,
      false, 0, 0},
@@ -96,6 +98,7 @@ TEST_CASE("INITIATE_CONTACT is accepted or refused", "[vmbus]") {
       CHECK(static_cast<unsigned>(outcome.state) == c.state);
       const bool page_expected = c.accepted && c.version < 0x00020004;
       CHECK(outcome.interrupt_page == (page_expected ? 0x5000 : 0));
+      CHECK(outcome.monitor_page == (c.accepted ? c.to_parent : 0));
     }
   }
 }

@@ -1,0 +1,53 @@
+// Keeps the back end of one NIC open in the supervisor, which has its path and the privilege.
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <functional>
+#include <string>
+
+#include "base/log.h"
+#include "daemon/config.h"
+
+namespace vmbusd::daemon {
+
+// Life cycle: open(), then lost() whenever the worker says so, and each time `reopened` once there is another
+// TAP or connection. Tries are spaced by a delay that doubles up to a bound, and starts small again only
+// after a back end that lasted: neither a peer that hangs up at once nor a worker that a guest has taken over
+// makes it spin. The worker logs that a back end is gone or there; here is logged why it cannot be had.
+// Supervisor's thread.
+class NicKeeper {
+ public:
+  NicKeeper(boost::asio::io_context& context, const std::string& partition, NicConfig config,
+            std::function<void()> reopened);
+
+  // At the start: false, and logged, where the configuration or the host's permissions are in the way. A
+  // stream's peer that is not there yet is waited for.
+  [[nodiscard]] bool open();
+  // Closes what is open and tries until it is open again.
+  void lost();
+  // A new worker process begins: a stream must begin with it, for the last one may have left half a frame.
+  void renew();
+  // Tries no more.
+  void stop() { timer_.cancel(); }
+
+  // `fds` are what is open now, none while it is gone.
+  [[nodiscard]] const netvsp::NicConfig& nic() const { return config_.nic; }
+
+ private:
+  void try_later();
+  void try_now();
+  void complain(const std::string& problem);
+
+  NicConfig config_;
+  LogScope log_;
+  std::function<void()> reopened_;
+  boost::asio::steady_timer timer_;
+  bool trying_ = false;
+  std::chrono::milliseconds delay_;
+  std::chrono::steady_clock::time_point opened_at_;
+  std::string complaint_;  // logged last, since it was open
+};
+
+}  // namespace vmbusd::daemon
