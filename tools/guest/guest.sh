@@ -13,9 +13,11 @@ die() {
 
 # attempt COMMAND...: runs it and prints what it printed; ends the job where it fails.
 attempt() {
-  "$@" >/tmp/attempt 2>&1 && return 0
+  "$@" >/tmp/attempt 2>&1
+  status=$?
+  [ $status -eq 0 ] && return 0
   cat /tmp/attempt
-  die "$* (exit status $?)"
+  die "$* (exit status $status)"
 }
 
 # seconds: since the guest started, for measuring.

@@ -16,8 +16,8 @@ import run
 def parse_arguments():
     parser = argparse.ArgumentParser(
         prog="tools/demo",
-        description="Boots an unmodified Debian kernel as a guest on vmbusd and proves its disk: 256 MiB written and verified in "
-        "the guest, checked again on the host, then measured with fio.",
+        description="Boots an unmodified Debian kernel as a guest on vmbusd with a disk and a NIC. 256 MiB are written and verified in the "
+        "guest and checked again on the host; then fio measures the disk, iperf3 the NIC.",
         epilog="Where /dev/kvm offers no Hyper-V SynIC, all of it runs in an emulated root partition. "
         "Downloads are kept in ~/.cache/vmbusd; VMBUSD_CACHE names another folder. "
         "VMBUSD_BUILD_DIR names a build folder other than build/.",
@@ -30,6 +30,8 @@ def parse_arguments():
                         help="the guest's kernel: a package of bookworm, bookworm-backports or trixie (NAME or NAME/SUITE), "
                         "a .deb or a bzImage; default: linux-image-cloud-amd64/bookworm")  # fmt: skip
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="virtual processors of the guest (default 2)")
+    parser.add_argument("--nic-backend", choices=("tap", "passt"), default="tap",
+                        help="what is behind the NIC: a TAP, or passt, which needs no privilege (default tap)")  # fmt: skip
     parser.add_argument("--memory", default="1G", metavar="SIZE", help="memory of the guest (default 1G)")
     return parser.parse_args()
 
@@ -50,15 +52,28 @@ def show(line):
         print(f"  fio {value.split()[0]} done", flush=True)
     elif key in ("seconds", "exit"):
         return
+    elif key == "nic":
+        print("  NIC: {}, MAC address {}, MTU {}".format(*value.split()), flush=True)
+    elif key == "iperf":
+        print(f"  iperf3 {value.split()[0]} done", flush=True)
+    elif key == "indirection":
+        print(f"  RSS over the channels {', '.join(sorted(set(value.split()))) or '0'}", flush=True)
     else:
         print(f"  {key}: {value}", flush=True)
 
 
-def print_table(rows):
+def print_fio(rows):
     print()
     print(f"{'fio job':24} {'IOPS':>9} {'MB/s':>9} {'p50 us':>10} {'p99 us':>10}")
     for row in rows:
         print(f"{row['job']:24} {row['iops']:9} {row['mbps']:9.1f} {row['p50_us']:10.0f} {row['p99_us']:10.0f}")
+    print()
+
+
+def print_iperf(rows):
+    print(f"{'iperf3 job':24} {'Gbit/s':>9} {'retransmits':>12}")
+    for row in rows:
+        print(f"{row['job']:24} {row['gbps']:9.3f} {row.get('retransmits', '-'):>12}")
     print()
 
 
@@ -77,6 +92,7 @@ def main():
         "cpus": arguments.cpus,
         "memory": arguments.memory,
         "speak": True,
+        "nic_backend": arguments.nic_backend,
         "shell": arguments.shell,
         "keep_images": bool(arguments.keep),
     }
@@ -98,9 +114,10 @@ def main():
 
     data = outcome["data"]
     print("the host opened the image and found the same checksums")
-    print_table(data["disk"]["fio"])
+    print_fio(data["disk"]["fio"])
+    print_iperf(data["net"]["iperf3"])
     if arguments.json:
-        report = {"mode": mode, "guest": data["guest"], "disk": data["disk"]}
+        report = {"mode": mode, "guest": data["guest"], "disk": data["disk"], "net": data["net"]}
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=2)
             file.write("\n")

@@ -190,10 +190,10 @@ class Session:
             file.truncate(size_mib << 20)
         return path
 
-    def start_daemon(self, partitions, network=None):
+    def start_daemon(self, partitions, prefix=()):
         """Starts vmbusd with partitions, given as name to list of Disk and Nic, and waits for their sockets.
 
-        `network` is the namespace in which it finds or makes TAPs.
+        `prefix` is a command that runs vmbusd, for example in a network namespace.
         """
         config = self.logs / "vmbusd.toml"
         text = ""
@@ -212,7 +212,7 @@ class Session:
         check(check_result.returncode == 0, f"vmbusd --check-config: {check_result.stdout.strip()}")
         with open(self.logs / "vmbusd.log", "w", encoding="utf-8") as log:
             self._daemon = subprocess.Popen(
-                [*(network.prefix if network else ()), self.plan["vmbusd"], "--config", str(config), "--log-level", "debug"],
+                [*prefix, self.plan["vmbusd"], "--config", str(config), "--log-level", "debug"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         end = time.monotonic() + 20
@@ -226,6 +226,21 @@ class Session:
 
     def _daemon_tail(self):
         return "its log ends: " + " | ".join((self.logs / "vmbusd.log").read_text(errors="replace").splitlines()[-5:])
+
+    def has_daemon(self):
+        return self._daemon is not None
+
+    def wait_for_log(self, text, timeout_s=30):
+        """Waits until vmbusd has logged a text; returns its line."""
+        end = time.monotonic() + timeout_s
+        while True:
+            lines = (self.logs / "vmbusd.log").read_text(errors="replace").splitlines()
+            found = [line for line in lines if text in line]
+            if found:
+                return found[-1]
+            self.check_daemon()
+            check(time.monotonic() < end, f"vmbusd did not log {text!r} within {timeout_s} s; {self._daemon_tail()}")
+            time.sleep(0.1)
 
     def check_daemon(self):
         status = self._daemon.poll()

@@ -9,6 +9,10 @@ from host import check, run
 
 IPV4 = "10.77.0"  # the network; .1 is the host's side
 IPV6 = "fd77:77"
+UPLINK = "10.88.0"  # what passt takes over from the namespace; .1 is its gateway, by which guests reach the loopback here
+
+# Who runs what needs no privilege: nobody's and nogroup's numbers in Debian.
+UNPRIVILEGED = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +54,41 @@ class Network:
             self.run("ip", "link", "set", tap, "master", name, "up")
         return name
 
-    def serve(self, interface, mtu=1500):
-        """Gives this side its addresses, and guests theirs by DHCP and router advertisement; iperf3 listens."""
+    def address(self, interface, mtu=1500):
+        """Gives this side its addresses."""
         self.run("ip", "link", "set", interface, "mtu", mtu, "up")
         self.run("ip", "address", "add", f"{IPV4}.1/24", "dev", interface)
         self.run("ip", "address", "add", f"{IPV6}::1/64", "dev", interface, "nodad")
+
+    def serve(self, interface, mtu=1500):
+        """Gives this side its addresses, and guests theirs by DHCP and router advertisement; iperf3 listens."""
+        self.address(interface, mtu)
         self.start(
             "dnsmasq", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--port=0",
             f"--interface={interface}", "--bind-dynamic", "--no-ping", "--dhcp-authoritative", f"--dhcp-leasefile={self.session.logs / 'leases'}",
             f"--dhcp-range={IPV4}.10,{IPV4}.200,1h", f"--dhcp-range={IPV6}::,ra-stateless,64,1h", "--enable-ra",
             "--log-facility=-", f"--dhcp-option=option:router,{IPV4}.1",
         )  # fmt: skip
+        self.iperf3()
+
+    def iperf3(self):
         self.start("iperf3", "iperf3", "--server")
+
+    def http(self, folder, address):
+        """Serves a folder's files at an address, port 8000."""
+        self.start("http", "busybox", "httpd", "-f", "-p", f"{address}:8000", "-h", folder)
+
+    def uplink(self):
+        """An interface and a default route: passt gives its guest the addresses that the namespace has."""
+        self.run("ip", "link", "add", "uplink", "type", "dummy")
+        self.run("ip", "link", "set", "uplink", "up")
+        self.run("ip", "address", "add", f"{UPLINK}.2/24", "dev", "uplink")
+        self.run("ip", "route", "add", "default", "via", f"{UPLINK}.1")
+
+    def passt(self, socket):
+        """passt, without any privilege, on a socket in a folder of the unprivileged user."""
+        socket.unlink(missing_ok=True)
+        return self.start("passt", *UNPRIVILEGED, "passt", "--foreground", "--socket", socket)
 
     def checksum_errors(self):
         """The kernel's counters of packets that arrived with a wrong checksum here, those that are not 0."""

@@ -13,7 +13,7 @@ import time
 import traceback
 
 from host import Disk, Failure, Session, check, run
-from network import IPV4, IPV6, Network, Nic
+from network import IPV4, IPV6, UNPRIVILEGED, UPLINK, Network, Nic
 
 FIO_FIELD = {"read": (6, 7, 17), "write": (47, 48, 58)}  # bandwidth, IOPS, first percentile; counted from 0 [fio(1): TERSE OUTPUT]
 
@@ -71,8 +71,9 @@ def vmbus_version(guest):
 
 
 def verified_disk(session, disk, image, mib, cpus, memory, jobs="disk", timeout_s=900, **variables):
-    """The disk test: the guest's own proof, then the host's."""
-    session.start_daemon({"demo": [disk]})
+    """The disk test: the guest's own proof, then the host's. The daemon may run with further devices."""
+    if not session.has_daemon():
+        session.start_daemon({"demo": [disk]})
     guest = session.start_guest("demo", jobs, cpus, memory, SERIAL=disk.serial, MIB=mib, **variables)
     guest.finish(timeout_s)
     check_identity(guest, disk)
@@ -84,17 +85,37 @@ def verified_disk(session, disk, image, mib, cpus, memory, jobs="disk", timeout_
 
 
 def demo(session):
-    """The demonstration: 256 MiB verified by guest and host, then fio's table."""
+    """The demonstration: 256 MiB verified by guest and host, fio's table, the NIC, iperf3's table."""
     image = session.image("disk.img", 1024)
     disk = Disk(image, "DEMO0001", vendor="VMBUSD", product="DEMO DISK")
     plan = session.plan
-    guest = verified_disk(session, disk, image, 256, plan.get("cpus", 2), plan.get("memory", "1G"), "disk fio",
-                          RUNTIME=plan.get("runtime", 4), PART="")  # fmt: skip
+    lan = Network(session)
+    nic, host = demo_nic(session, lan, plan.get("nic_backend", "tap"))
+    session.start_daemon({"demo": [disk, nic]}, lan.prefix)
+    if nic.tap:
+        lan.serve(nic.tap)
+    guest = verified_disk(session, disk, image, 256, plan.get("cpus", 2), plan.get("memory", "1G"), "disk fio network iperf",
+                          RUNTIME=plan.get("runtime", 4), PART="", SECONDS_EACH=plan.get("runtime", 4), UDP_RATE="50M", **host)  # fmt: skip
+    check_nic(guest, plan.get("cpus", 2) if nic.tap else 1)
+    check(not lan.checksum_errors(), f"wrong checksums on the host: {lan.checksum_errors()}")
     return {
         "guest": {"kernel": guest.last("kernel"), "vmbus": vmbus_version(guest)},
         "disk": {"checksum": "match", "fio": [parse_fio(line) for line in guest.said["fio"]]},
+        "net": {"iperf3": [parse_iperf(line) for line in guest.said["iperf"]]},
         "log": guest.said["log"],
     }
+
+
+def demo_nic(session, lan, backend):
+    """A NIC on a back end, and the variables that tell guests where the other side is."""
+    if backend == "tap":
+        return Nic("vmtap0"), HOST
+    lan.uplink()
+    lan.iperf3()
+    run("chown", "nobody:nogroup", session.files)
+    socket = session.files / "passt.sock"
+    lan.passt(socket)
+    return Nic(socket=socket), {"HOST": f"{UPLINK}.1", "HOST6": ""}
 
 
 def one_cpu_256m(session):
@@ -236,7 +257,7 @@ def network(session):
     mib, pings = 256, session.plan.get("pings", 10000)
     source, target = random_image(session, "source.img", mib), session.image("target.img", mib)
     lan = Network(session)
-    session.start_daemon({"demo": [Disk(source, "SOURCE", readonly=True), Disk(target, "TARGET"), Nic("vmtap0", options="queues = 2")]}, lan)
+    session.start_daemon({"demo": [Disk(source, "SOURCE", readonly=True), Disk(target, "TARGET"), Nic("vmtap0", options="queues = 2")]}, lan.prefix)
     lan.serve("vmtap0")
     received = {port: session.files / f"received-{port}" for port in (5000, 5006)}
     for port, path in received.items():
@@ -259,7 +280,7 @@ def network_offloads(session):
     """With each offload switched off in the guest, data arrives right both ways, without a wrong checksum."""
     source = random_image(session, "source.img", 8)
     lan = Network(session)
-    session.start_daemon({"demo": [Nic("vmtap0", options="queues = 2")]}, lan)
+    session.start_daemon({"demo": [Nic("vmtap0", options="queues = 2")]}, lan.prefix)
     lan.serve("vmtap0")
     lan.sender(5001, source)
     lan.digester(5002)
@@ -274,7 +295,7 @@ def network_changes(session):
     """MTU, 50 times down and up, 20 times unbind and bind, a restart, under traffic: the NIC works after each."""
     lan = Network(session)
     image = session.image("disk.img", 16)
-    session.start_daemon({"demo": [Disk(image, "CHANGES"), Nic("vmtap0", options="mtu = 9000\nqueues = 2")]}, lan)
+    session.start_daemon({"demo": [Disk(image, "CHANGES"), Nic("vmtap0", options="mtu = 9000\nqueues = 2")]}, lan.prefix)
     lan.serve("vmtap0", mtu=9000)
     lan.sink(5003)
     guest = session.start_guest("demo", "network changes", 2, **HOST, SERIAL="CHANGES", ROUNDS=50, REBINDS=20)
@@ -286,7 +307,7 @@ def network_changes(session):
 def network_queues(session):
     """Four VPs, four channels, eight streams: packets on every queue."""
     lan = Network(session)
-    session.start_daemon({"demo": [Nic("vmtap0", options="queues = 4")]}, lan)
+    session.start_daemon({"demo": [Nic("vmtap0", options="queues = 4")]}, lan.prefix)
     lan.serve("vmtap0")
     guest = session.start_guest("demo", "network queues", 4, **HOST)
     guest.finish(240)
@@ -299,7 +320,7 @@ def two_guests(session):
     """Two guests on one bridge exchange traffic."""
     lan = Network(session)
     names = ("first", "second")
-    session.start_daemon({name: [Nic(f"vm-{name}")] for name in names}, lan)
+    session.start_daemon({name: [Nic(f"vm-{name}")] for name in names}, lan.prefix)
     lan.serve(lan.bridge(*(f"vm-{name}" for name in names)))
     server = session.start_guest("first", "network serve", **HOST)
     address = server.wait_for("address", 120).split("/")[0]
@@ -308,6 +329,53 @@ def two_guests(session):
     client.finish(240)
     server.kill()
     return {"iperf3": [parse_iperf(line) for line in client.said["iperf"]]}
+
+
+def passt_unprivileged(session):
+    """vmbusd and passt without privileges: the guest loads a file over HTTP; passt is killed under disk I/O and comes back."""
+    files = session.files
+    (files / "www").mkdir()
+    content = random_image(session, "www/data", 2)
+    digest = run("sha256sum", content).split()[0]
+    disk, socket = session.image("disk.img", 64), files / "passt.sock"
+    run("chown", "-R", "nobody:nogroup", files)
+    lan = Network(session)
+    lan.uplink()
+    lan.http(files / "www", "127.0.0.1")
+    passt = lan.passt(socket)
+    session.start_daemon({"demo": [Disk(disk, "STEADY"), Nic(socket=socket)]}, [*lan.prefix, *UNPRIVILEGED])
+    guest = session.start_guest("demo", "network link-loss", 2, HOST=f"{UPLINK}.1", HOST6="", SERIAL="STEADY", DIGEST=digest)
+    guest.wait_for("ready", 180)
+    passt.kill()
+    passt.wait()
+    guest.wait_for("link-down", 60)
+    session.wait_for_log("link down")
+    guest.wait_for("disk-goes-on", 120)
+    lan.passt(socket)
+    guest.finish(240)
+    session.check_daemon()
+
+
+def tap_removed(session):
+    """The TAP is deleted under traffic: the link goes down, the disk goes on, and the NIC works again on the TAP made anew."""
+    files = session.files
+    (files / "www").mkdir()
+    content = random_image(session, "www/data", 2)
+    digest = run("sha256sum", content).split()[0]
+    lan = Network(session)
+    disk = session.image("disk.img", 64)
+    session.start_daemon({"demo": [Disk(disk, "STEADY"), Nic("vmtap0", options="queues = 2")]}, lan.prefix)
+    lan.serve("vmtap0")
+    lan.http(files / "www", "0.0.0.0")
+    guest = session.start_guest("demo", "network link-loss", 2, **HOST, SERIAL="STEADY", DIGEST=digest)
+    guest.wait_for("ready", 180)
+    lan.run("ip", "link", "delete", "vmtap0")
+    session.wait_for_log("link down")
+    guest.wait_for("disk-goes-on", 120)
+    lan.wait_for_link("vmtap0")
+    lan.address("vmtap0")
+    guest.finish(240)
+    session.check_daemon()
 
 
 SCENARIOS = {
@@ -324,6 +392,8 @@ SCENARIOS = {
     "network-changes": network_changes,
     "network-queues": network_queues,
     "two-guests": two_guests,
+    "passt-unprivileged": passt_unprivileged,
+    "tap-removed": tap_removed,
 }
 
 
@@ -344,10 +414,14 @@ def run_scenario(plan, name, on_line=None):
 
 
 def shell(plan):
-    """A guest with a disk, its console on this terminal."""
+    """A guest with a disk and a NIC, its console on this terminal."""
     with Session(plan, "shell") as session:
         image = session.image("disk.img", 1024)
-        session.start_daemon({"demo": [Disk(image, "DEMO0001", product="DEMO DISK")]})
+        lan = Network(session)
+        nic, _ = demo_nic(session, lan, plan.get("nic_backend", "tap"))
+        session.start_daemon({"demo": [Disk(image, "DEMO0001", product="DEMO DISK"), nic]}, lan.prefix)
+        if nic.tap:
+            lan.serve(nic.tap)
         command = session.vmm_command("demo", plan["initrd"], plan.get("cpus", 2), plan.get("memory", "1G"), "quiet")
         return subprocess.run(command, check=False).returncode
 
