@@ -46,7 +46,7 @@ bool NicKeeper::open() {
 }
 
 void NicKeeper::lost() {
-  if (trying_) return;
+  if (config_.nic.fds.empty()) return;  // is being seen to, or cannot be, or there is nothing to lose
   config_.nic.fds.clear();  // a peer must see that this connection has ended, or it takes no other
   if (!config_.source.fds.empty()) {
     return log_.warning("its descriptors were given to vmbusd, which cannot open them anew: restart it");

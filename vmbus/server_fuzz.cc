@@ -309,7 +309,9 @@ void World::open_channel(Relid relid, const OpenRequest& request) {
   promise(request.event_flag == relid && request.connection_id == (0x2000 | relid),
           "signals are the relid's");
   const auto monitor = guest_.monitors.find(relid);
-  if (monitor == guest_.monitors.end()) {
+  if (!guest_.told.contains(relid)) {
+    // Its connection broke while this was queued; a close follows.
+  } else if (monitor == guest_.monitors.end()) {
     promise(request.monitor_page == 0, "a guest signals by the bit that it was told");
   } else {
     promise(request.monitor_page == guest_.monitor_page && request.monitor_id == monitor->second,

@@ -92,11 +92,13 @@ class Kept {
   }
   [[nodiscard]] std::size_t descriptors() const { return keeper->nic().fds.size(); }
 
-  std::unique_ptr<NicKeeper> keeper;
   int reopened = 0;
 
  private:
   boost::asio::io_context context_{1};
+
+ public:
+  std::unique_ptr<NicKeeper> keeper;  // with a timer of the context
 };
 
 TEST_CASE("a stream's peer that went away is connected to again", "[daemon][nic]") {
@@ -195,6 +197,15 @@ TEST_CASE("descriptors that were given are not opened anew", "[daemon][nic]") {
   kept.keeper->lost();
   kept.run(400ms);
   CHECK(kept.descriptors() == 0);
+  CHECK(kept.reopened == 0);
+}
+
+TEST_CASE("a NIC without descriptors loses none", "[daemon][nic]") {
+  Kept kept(Backend::kLoopback, {});
+  REQUIRE(kept.keeper->open());
+  kept.keeper->lost();
+  kept.keeper->renew();
+  kept.run(400ms);
   CHECK(kept.reopened == 0);
 }
 
