@@ -70,8 +70,8 @@ struct ReceiveHead {
 };
 static_assert(offsetof(ReceiveHead, infos) == sizeof(RndisPacket));
 
-// A head without infos for a frame (or fragment) of `frame_size` bytes that stands at `frame_offset`. The infos'
-// offset stays 0 until there is one: with another Linux complains of their length for each packet.
+// A head without infos for a frame (or fragment) of `frame_size` bytes that stands at `frame_offset`. The
+// infos' offset stays 0 until there is one: with another Linux complains of their length for each packet.
 // [linux: drivers/net/hyperv/rndis_filter.c, rndis_get_ppi]
 [[nodiscard]] inline ReceiveHead make_receive_head(std::uint32_t frame_offset, std::uint32_t frame_size) {
   ReceiveHead head;  // infos are written as they are added

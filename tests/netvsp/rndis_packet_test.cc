@@ -127,7 +127,10 @@ TEST_CASE("lengths and offsets that lie are refused", "[netvsp]") {
 TEST_CASE("the head of a received message [reference: netvsp 12]", "[netvsp]") {
   ReceiveHead head = make_receive_head(44, 60);
   CHECK(head.size() == 44);
-  CHECK(bytes_of(head.packet) == hex(kPlain));
+  // Infos that are not there have no offset: Linux complains of one.
+  Bytes plain = hex(kPlain);
+  plain[offsetof(RndisPacket, ppi_offset)] = std::byte{0};
+  CHECK(bytes_of(head.packet) == plain);
   head = make_receive_head(60, 60);
   head.add(PpiType::kChecksum, kRxChecksumTcpSucceeded | kRxChecksumIpSucceeded);
   CHECK(head.size() == 60);
