@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import time
@@ -36,6 +37,13 @@ def parse_arguments():
     return parser.parse_args()
 
 
+# Of the guest's kernel log, the lines that tell of vmbusd.
+EVIDENCE = ("Hypervisor detected", "Vmbus version", "hv_storvsc", "hv_netvsc", "VMBUSD", "Attached SCSI")
+
+# Of what ethtool calls features, those that vmbusd has a part in.
+OFFLOADS = re.compile("^(rx-checksumming|tx-checksum-ipv.|tx-tcp.*segmentation|large-receive-offload|.x-vlan-offload|receive-hashing)$")
+
+
 def show(line):
     """One line that the guest said, for a person who watches."""
     word, _, text = line.partition(" ")
@@ -45,7 +53,8 @@ def show(line):
             print(line, flush=True)
         return
     if key == "log":
-        print(f"    guest: {value}", flush=True)
+        if any(evidence in value for evidence in EVIDENCE):
+            print(f"    guest: {value}", flush=True)
     elif key == "disk":
         print("  disk: vendor {}, model {}, serial {}".format(*(part.strip() for part in value.split("|"))), flush=True)
     elif key == "fio":
@@ -56,8 +65,12 @@ def show(line):
         print("  NIC: {}, MAC address {}, MTU {}".format(*value.split()), flush=True)
     elif key == "iperf":
         print(f"  iperf3 {value.split()[0]} done", flush=True)
+    elif key == "features":
+        print(f"  offloads: {', '.join(word for word in value.split() if OFFLOADS.search(word))}", flush=True)
+    elif key == "channels":
+        print(f"  channels: {value.split()[-1]}", flush=True)
     elif key == "indirection":
-        print(f"  RSS over the channels {', '.join(sorted(set(value.split()))) or '0'}", flush=True)
+        return
     else:
         print(f"  {key}: {value}", flush=True)
 
