@@ -45,12 +45,12 @@ disk() {
   return 1
 }
 
-# nic [N]: waits for the NIC that is Nth by name, or the first, and prints its name.
+# nic [N]: waits for the NIC of hv_netvsc (or NIC_DRIVER) that is Nth by name, or the first, and prints its name.
 nic() {
   for _ in $(seq 300); do
     name=$(for net in /sys/class/net/*; do
       driver=$(readlink -f "$net/device/driver")
-      [ "${driver##*/}" = hv_netvsc ] && echo "${net##*/}"
+      [ "${driver##*/}" = "${NIC_DRIVER:-hv_netvsc}" ] && echo "${net##*/}"
     done | sed -n "${1:-1}p")
     if [ -n "$name" ]; then
       echo "$name"

@@ -125,7 +125,7 @@ class Guest:
         self._reader.join(10)
         status = self.process.returncode
         check("failed" not in self.said, f"guest {self.name}: {self.trouble()}")
-        check(status == 0, f"vmbus-vmm of guest {self.name} ended with status {status}; {self.trouble()}")
+        check(status == 0, f"the VMM of guest {self.name} ended with status {status}; {self.trouble()}")
         check(self.said.get("exit", ["none"])[-1] == "0", f"guest {self.name}: its job did not end well; {self.trouble()}")
 
     def kill(self):
@@ -254,20 +254,26 @@ class Session:
             *("--cpus", str(cpus), "--memory", memory, "--console", "stdio", "--attach", str(self.socket(partition))),
         ]
 
-    def start_guest(self, partition, jobs, cpus=1, memory="512M", name=None, **variables):
-        """Boots a guest that runs jobs of tools/guest/jobs, one after the other, with variables set for them."""
-        name = name or partition
+    def job_image(self, name, jobs, **variables):
+        """The guests' initramfs with jobs of tools/guest/jobs, to run one after the other, with variables set for them."""
         script = "".join(f"{key}='{value}'\n" for key, value in variables.items())
         script += "".join((JOBS / f"{job}.sh").read_text(encoding="utf-8") for job in jobs.split())
-        initrd = guest_image.with_job(self.plan["initrd"], script, self.files / f"{name}.initrd")
+        return guest_image.with_job(self.plan["initrd"], script, self.files / f"{name}.initrd")
+
+    def boot(self, name, command, on_line=None):
+        """A guest by a VMM's command, whose standard output is the guest's console."""
         with open(self.logs / f"vmm-{name}.log", "w", encoding="utf-8") as log:
             process = subprocess.Popen(
-                self.vmm_command(partition, initrd, cpus, memory),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
             )  # fmt: skip
-        guest = Guest(process, name, self.logs / f"guest-{name}.log", self._on_line)
+        guest = Guest(process, name, self.logs / f"guest-{name}.log", on_line or self._on_line)
         self._guests.append(guest)
         return guest
+
+    def start_guest(self, partition, jobs, cpus=1, memory="512M", name=None, **variables):
+        """Boots a guest on vmbus-vmm that runs jobs."""
+        name = name or partition
+        return self.boot(name, self.vmm_command(partition, self.job_image(name, jobs, **variables), cpus, memory))
 
     def _stop_daemon(self, expect_clean):
         if self._daemon is None:

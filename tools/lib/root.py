@@ -62,7 +62,7 @@ def kvm_lacks():
     return ""
 
 
-def _emulator():
+def emulator():
     """QEMU's program and the arguments that it needs to find its own files."""
     system = shutil.which("qemu-system-x86_64") or "/usr/bin/qemu-system-x86_64"
     try:
@@ -99,7 +99,7 @@ def _image(of_kernel):
 def prepare():
     """Fetches and makes what an emulated root partition needs; quick where it is there."""
     of_kernel = kernel.for_root()
-    return of_kernel, _image(of_kernel), _emulator()
+    return of_kernel, _image(of_kernel), emulator()
 
 
 def run_emulated(command, results, silence_s=600, memory="6G", terminal=False, output=None):

@@ -12,6 +12,8 @@ import sys
 import time
 import traceback
 
+import comparison
+
 from host import Disk, Failure, Session, check, run
 from network import IPV4, IPV6, UNPRIVILEGED, UPLINK, Network, Nic
 
@@ -397,6 +399,12 @@ SCENARIOS = {
 }
 
 
+def function_of(plan, name):
+    """A scenario by its name: one of SCENARIOS, or a turn of tools/perf, whose contender the plan tells."""
+    contender = plan.get("turns", {}).get(name)
+    return SCENARIOS[name] if contender is None else lambda session: comparison.turn(session, contender)
+
+
 def run_scenario(plan, name, on_line=None):
     """Runs one scenario; its outcome as a dictionary."""
     start = time.monotonic()
@@ -404,7 +412,7 @@ def run_scenario(plan, name, on_line=None):
     session = Session(dict(plan), name, on_line)
     try:
         with session:
-            outcome["data"] = SCENARIOS[name](session)
+            outcome["data"] = function_of(plan, name)(session)
     except Failure as failure:
         outcome.update(result="failed", reason=str(failure))
     except Exception:  # pylint: disable=broad-except  # one scenario's fault must not end the others

@@ -1,0 +1,59 @@
+# Measures a disk and a NIC, whoever serves them. DISK: the block device's name. NIC_DRIVER: by which the NIC is found. DRIVERS:
+# modules to load first. HOST: who answers pings and iperf3. RUNTIME: seconds a job. SIZE: what of the disk is used. JOBS: which,
+# empty for all. Before and after each job a line is said, between which the host counts.
+# shellcheck disable=SC2086  # several words
+[ -z "$DRIVERS" ] || modprobe -a $DRIVERS
+for _ in $(seq 300); do
+  [ -b "/dev/$DISK" ] && break
+  usleep 100000
+done
+[ -b "/dev/$DISK" ] || die "no disk $DISK"
+say scheduler "$(cat "/sys/block/$DISK/queue/scheduler")"
+nic=$(nic) || die "no NIC on $NIC_DRIVER"
+lease "$nic" >/tmp/lease || die "no address by DHCP"
+attempt ping -c 1 -W 5 "$HOST"
+
+# measured LABEL COMMAND...: runs it between the two lines; its output is in /tmp/out.
+measured() {
+  label=$1
+  shift
+  case " ${JOBS:-$label} " in *" $label "*) ;; *) return 1 ;; esac
+  sync
+  usleep 300000
+  say begin "$label"
+  "$@" >/tmp/out 2>&1 || die "$label: $(tail -n 2 /tmp/out)"
+  say end "$label"
+}
+
+# disk_job LABEL FIO-OPTION...
+disk_job() {
+  label=$1
+  shift
+  measured "$label" fio --name=job --filename="/dev/$DISK" --direct=1 --ioengine=libaio --size="$SIZE" --norandommap --randrepeat=0 \
+    --time_based --runtime="$RUNTIME" --output-format=terse --terse-version=3 --percentile_list=50:99 --group_reporting "$@" &&
+    say fio "$label $(grep '^3;' /tmp/out)"
+}
+
+# net_job LABEL IPERF3-OPTION...
+net_job() {
+  label=$1
+  shift
+  measured "$label" iperf3 --client "$HOST" --time "$RUNTIME" --format k --interval 0 "$@" &&
+    say iperf "$label | $(grep -E '(sender|receiver)$' /tmp/out | tail -n 2 | tr -s ' ' | tr '\n' '|')"
+}
+
+for depth in 1 32; do
+  for direction in read write; do
+    disk_job "rand$direction-4k-qd$depth" --rw=rand$direction --bs=4k --iodepth=$depth
+  done
+done
+disk_job randread-4k-qd32-4-jobs --rw=randread --bs=4k --iodepth=32 --numjobs=4
+for direction in read write; do
+  disk_job "seq$direction-128k-qd8" --rw=$direction --bs=128k --iodepth=8
+done
+measured ping ping -f -q -c "$PINGS" "$HOST" && say ping "ping $(grep -E '^rtt' /tmp/out)"
+net_job tcp-send
+net_job tcp-receive --reverse
+net_job tcp-send-8-streams --parallel 8
+net_job tcp-receive-8-streams --parallel 8 --reverse
+net_job udp-send-64 --udp --bitrate 0 --length 64

@@ -1,0 +1,149 @@
+"""The command tools/perf."""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+
+import build
+import comparison
+import fetch
+import kernel
+import root
+import run
+import scenarios
+
+OURS = "vmbusd"
+
+# What is compared of a job, and whether more of it is better.
+MEASURES = {"fio": ("IOPS", True), "iperf": ("Mbit/s", True), "ping": ("us", False)}
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        prog="tools/perf",
+        description="Runs fio, iperf3 and ping in guests whose disk and NIC are vmbusd's, and in guests with QEMU's virtio devices: the same "
+        "root partition, guest kernel, image and back ends, in turns. Prints medians, their spread and their ratio to vmbusd's.",
+        epilog="Ratios above 1 are won by vmbusd. Speeds in an emulated root partition say nothing in absolute terms.",
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each contender (default 5)")
+    parser.add_argument("--seconds", type=int, default=3, metavar="N", help="how long a job runs (default 3)")
+    parser.add_argument("--jobs", default="", metavar="NAMES", help="jobs of tools/guest/jobs/perf.sh, with commas; default: all")
+    parser.add_argument("--contenders", default="", metavar="NAMES", help=f"which, with semicolons; default: {'; '.join(comparison.CONTENDERS)}")
+    parser.add_argument("--json", metavar="FILE", help="write each turn's rows")
+    parser.add_argument("--keep", metavar="DIR", help="keep logs there")
+    parser.add_argument("--emulated", action="store_true", help="use the emulated root partition even where KVM would do")
+    return parser.parse_args()
+
+
+def row_of(said):
+    """A row as a turn gave it, with numbers: the value compared, and what an I/O cost where that is known."""
+    kind, text, counted = said["kind"], said["said"], said["counted"]
+    row = {"contender": said["contender"], "job": said["job"], "kind": kind, "counted": counted}
+    if kind == "fio":
+        parsed = scenarios.parse_fio(text)
+        row.update(value=parsed["iops"], p50_us=parsed["p50_us"], p99_us=parsed["p99_us"])
+    elif kind == "iperf":
+        row.update(value=scenarios.parse_iperf(text)["gbps"] * 1000)
+    else:  # rtt min/avg/max/mdev = 0.1/0.2/0.3/0.0 ms, ...
+        row.update(value=float(text.split("=")[1].split("/")[1]) * 1000)
+    return row
+
+
+def medians(rows):
+    """(job, contender) to the median, least and greatest of its values, and the median of exits a second."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["job"], row["contender"]), []).append(row)
+    return {
+        key: {
+            "kind": group[0]["kind"],
+            "median": statistics.median(row["value"] for row in group),
+            "least": min(row["value"] for row in group),
+            "greatest": max(row["value"] for row in group),
+            "exits": statistics.median(row["counted"].get("exits", 0) for row in group),
+            "turns": len(group),
+        }
+        for key, group in groups.items()
+    }
+
+
+def print_table(table, seconds):
+    jobs = list(dict.fromkeys(job for job, _ in table))
+    contenders = list(dict.fromkeys(contender for _, contender in table))
+    print(f"\n{'job':26} {'contender':24} {'median':>10} {'unit':7} {'spread':>17} {'ratio':>7} {'exits/op':>9}")
+    for job in jobs:
+        ours = table.get((job, OURS))
+        for contender in contenders:
+            entry = table.get((job, contender))
+            if entry is None:
+                continue
+            unit, more_is_better = MEASURES[entry["kind"]]
+            ratio = ""
+            if ours and contender != OURS and entry["median"] and ours["median"]:
+                won = ours["median"] / entry["median"]
+                ratio = f"{won if more_is_better else 1 / won:.2f}"
+            per_operation = f"{entry['exits'] / (entry['median'] * seconds):.2f}" if entry["kind"] == "fio" and entry["median"] else ""
+            spread = f"{entry['least']:.0f} to {entry['greatest']:.0f}"
+            print(f"{job:26} {contender:24} {entry['median']:10.0f} {unit:7} {spread:>17} {ratio:>7} {per_operation:>9}")
+    print()
+
+
+def main():
+    arguments = parse_arguments()
+    mode, why = run.mode(arguments.emulated)
+    run.explain_mode(mode, why)
+    if not build.compile_all(targets=build.PROGRAMS):
+        return run.fail("tools/perf: vmbusd does not build")
+    contenders = [name.strip() for name in arguments.contenders.split(";") if name.strip()] or list(comparison.CONTENDERS)
+    unknown = set(contenders) - set(comparison.CONTENDERS)
+    if unknown:
+        return run.fail(f"tools/perf: no contender {', '.join(sorted(unknown))}; accepted: {'; '.join(comparison.CONTENDERS)}")
+    guest_kernel = kernel.for_guest()
+    turns = {}
+    for number in range(arguments.rounds):
+        # Each round begins with another one, so that none is always the one that runs first.
+        order = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
+        turns.update({f"turn-{number + 1}-{contenders.index(name)}": name for name in order})
+    plan = {
+        **run.base_plan(guest_kernel),
+        "bzimage": str(guest_kernel.image),
+        "qemu": root.emulator(),
+        "scenarios": list(turns),
+        "turns": turns,
+        "seconds": arguments.seconds,
+        "pings": 1000,
+        "jobs": [job for job in arguments.jobs.split(",") if job],
+    }
+    results = run.keep_folder(arguments.keep)
+    rows = []
+    failures = 0
+
+    def heard(outcome):
+        nonlocal failures
+        if outcome["result"] == "passed":
+            rows.extend(row_of(said) for said in outcome["data"])
+            print(f"  {outcome['name']}: {turns[outcome['name']]}, {outcome['seconds']:.0f} s", flush=True)
+        else:
+            failures += 1
+            print(f"  {outcome['name']}: {turns[outcome['name']]} failed: {outcome['reason']}", flush=True)
+
+    run.outcomes(plan, results, mode == "emulated", heard)
+    print_table(medians(rows), arguments.seconds)
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump({"mode": mode, "seconds": arguments.seconds, "rows": rows}, file, indent=1)
+            file.write("\n")
+    if failures or arguments.keep:
+        print(f"logs: {results}")
+    else:
+        shutil.rmtree(results, ignore_errors=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except fetch.FetchError as problem:
+        sys.exit(f"tools/perf: {problem}")
