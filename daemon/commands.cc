@@ -145,7 +145,7 @@ storvsp::ControllerConfig read_controller(ObjectReader& object, FdQueue& fds) {
   controller.name = object.text("name");
   controller.instance = object.guid("instance");
   controller.max_transfer_bytes = object.integer("max_transfer_bytes", 4096, storvsp::kMaxTransferBytes);
-  controller.max_sub_channels = static_cast<std::uint16_t>(object.integer("max_sub_channels", 0, UINT16_MAX));
+  controller.channels = object.integer("channels", 0, storvsp::kMaxChannels);
   object.array("disks", storvsp::kMaxLuns,
                [&](ObjectReader& disk) { controller.disks.push_back(read_disk(disk, fds)); });
   return controller;
@@ -225,7 +225,7 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
                 {"name", controller.name},
                 {"instance", guid_or_null(controller.instance)},
                 {"max_transfer_bytes", controller.max_transfer_bytes},
-                {"max_sub_channels", controller.max_sub_channels},
+                {"channels", controller.channels},
                 {"disks", std::move(disks)}}),
           std::move(fds)};
 }

@@ -458,6 +458,7 @@ class ConfigReader {
     scsi.line = table.line();
     controller.partition = partition.name;
     read_identity(table, identities, controller.name, controller.instance);
+    controller.channels = table.integer("channels", 1, storvsp::kMaxChannels).value_or(0);
 
     Uniqueness luns;
     table.tables("disk", storvsp::kMaxLuns, [&](TableReader& disk) {

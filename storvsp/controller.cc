@@ -178,14 +178,14 @@ Result<std::unique_ptr<devices::Device>> make_controller(ControllerConfig config
       config.max_transfer_bytes > kMaxTransferBytes) {
     return fail(Errc::kConfig, "the transfer limit is not a multiple of 4096 from 4096 to 8388608 bytes");
   }
-  if (config.max_sub_channels != 0) {
-    return fail(Errc::kConfig, "storage sub-channels are not available; max_sub_channels must be 0");
+  if (config.channels == 0 || config.channels > kMaxChannels) {
+    return fail(Errc::kConfig, "the number of channels is out of range (1 to 64)");
   }
   const Guid instance = config.instance
                             ? *config.instance
                             : Guid::derive("vmbusd SCSI controller of " + config.partition, config.name);
   auto controller = std::make_unique<Controller>(config.partition + "/" + config.name, instance);
-  controller->set_limits({config.max_transfer_bytes, config.max_sub_channels});
+  controller->set_limits({config.max_transfer_bytes, static_cast<std::uint16_t>(config.channels - 1)});
   for (DiskConfig& disk : config.disks) {
     VMBUSD_TRY(const DiskPlan plan, plan_disk(disk));
     if (controller->has(disk.lun)) return fail(Errc::kConfig, "the LUN is given twice");

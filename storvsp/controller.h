@@ -17,6 +17,7 @@ namespace vmbusd::storvsp {
 inline constexpr std::uint32_t kMaxLuns = 64;  // of one controller, as Hyper-V's
 inline constexpr std::uint32_t kMaxTransferBytes = 8u << 20;
 inline constexpr std::uint32_t kDefaultTransferBytes = 1u << 20;
+inline constexpr std::uint32_t kMaxChannels = 64;
 
 // What a disk's write cache does; the guest always sees one (WCE) unless it is off.
 enum class CacheMode : std::uint8_t {
@@ -51,7 +52,7 @@ struct ControllerConfig {
   std::string name;              // unique in the partition, for example "scsi0"
   std::optional<Guid> instance;  // empty: made from partition and name, the same at every start
   std::uint32_t max_transfer_bytes = kDefaultTransferBytes;  // multiple of 4096, 4096..kMaxTransferBytes
-  std::uint16_t max_sub_channels = 0;                        // that a guest may ask for, beside the primary
+  std::uint32_t channels = 1;  // that a guest may have, the primary among them: 1..kMaxChannels
   std::vector<DiskConfig> disks;
 };
 

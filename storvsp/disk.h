@@ -58,6 +58,7 @@ class DiskRequest : public io::IoOp {
   Hook queue_hook;  // in one of the queue's lists
   std::uint32_t bytes_done = 0;
   std::uint32_t retries = 0;  // in a row without progress
+  bool aborted = false;       // not to be tried again
   std::byte* bounce = nullptr;
   iovec bounce_vector{};
 
@@ -74,6 +75,9 @@ class DiskQueue {
 
   // Takes any number of operations: what cannot start yet waits in the queue, its owner's pool is the bound.
   virtual void submit(DiskRequest& request) noexcept = 0;
+  // `request` was submitted and is not done: ends it early, with ECANCELED, where that is possible; else it
+  // completes as it will. May call its disk_done(), and no other's.
+  virtual void abort(DiskRequest& request) noexcept = 0;
   // For good: ends early what can be ended, with ECANCELED; what the kernel has begun completes as it will.
   // Memory that buffers name is not touched by the daemon itself any more (the kernel still may, until
   // disk_done).

@@ -130,6 +130,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     request.queue = this;
     request.bytes_done = 0;
     request.retries = 0;
+    request.aborted = false;
     if (cancelled_) return request.disk_done(ECANCELED);
     if (disk_.options_.ignore_flush) {
       if (request.io.op == DiskOp::kFlush) return request.disk_done(0);
@@ -137,6 +138,18 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     }
     if (request.io.op != DiskOp::kFlush && needs_bounce(request)) return bounce(request);
     start(request);
+  }
+
+  void abort(DiskRequest& request) noexcept override {
+    request.aborted = true;
+    for (List* const list : {&bounce_waiting_, &backlog_}) {
+      const auto found =
+          std::find_if(list->begin(), list->end(), [&](const DiskRequest& r) { return &r == &request; });
+      if (found == list->end()) continue;
+      list->erase(found);
+      return finish(request, ECANCELED);
+    }
+    cancel_in_kernel(request);
   }
 
   void cancel() noexcept override {
@@ -149,13 +162,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
       }
     }
     worker_.deactivate(*this);
-    // What io_uring has queued but not begun ends early. A request that finds no SQE here just takes its
-    // time.
-    for (DiskRequest& request : in_flight_) {
-      io_uring_sqe* const sqe = worker_.sqe(cancel_result_ignored());
-      if (sqe == nullptr) break;
-      io_uring_prep_cancel(sqe, static_cast<io::IoOp*>(&request), 0);
-    }
+    for (DiskRequest& request : in_flight_) cancel_in_kernel(request);
   }
 
  private:
@@ -172,6 +179,12 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     };
     static Ignored op;  // stateless, and may be completed after the queue is gone
     return op;
+  }
+
+  // What io_uring has queued but not begun ends early. A request that finds no SQE here just takes its time.
+  void cancel_in_kernel(DiskRequest& request) noexcept {
+    io_uring_sqe* const sqe = worker_.sqe(cancel_result_ignored());
+    if (sqe != nullptr) io_uring_prep_cancel(sqe, static_cast<io::IoOp*>(&request), 0);
   }
 
   bool needs_bounce(const DiskRequest& request) const {
@@ -270,7 +283,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
   }
 
   void restart(DiskRequest& request) noexcept {
-    if (cancelled_) return finish(request, ECANCELED);
+    if (cancelled_ || request.aborted) return finish(request, ECANCELED);
     start(request);
   }
 

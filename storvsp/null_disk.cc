@@ -8,6 +8,7 @@ namespace {
 class NullQueue final : public DiskQueue {
  public:
   void submit(DiskRequest& request) noexcept override { request.disk_done(0); }
+  void abort(DiskRequest& /*request*/) noexcept override {}
   void cancel() noexcept override {}
 
  private:

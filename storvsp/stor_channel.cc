@@ -1,6 +1,7 @@
 #include "storvsp/stor_channel.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "base/assert.h"
@@ -55,6 +56,10 @@ void complete_invalid(vstor::SrbPacket& packet) {
 
 void complete_absent(vstor::SrbPacket& packet) {
   complete(packet, Status::kNoSuchDevice, SrbStatus::kInvalidLun, scsi::Status::kCheckCondition, 0);
+}
+
+void complete_aborted(vstor::SrbPacket& packet) {
+  complete(packet, Status::kCancelled, SrbStatus::kAborted, scsi::Status::kCheckCondition, 0);
 }
 
 void complete_scsi(vstor::SrbPacket& packet, const ScsiResult& result) {
@@ -152,6 +157,7 @@ void StorChannel::start(devices::Channel& channel) {
     queues_[lun] = state_.luns[lun].disk->open_queue(channel.worker());
     luns_ |= std::uint64_t{1} << lun;
   }
+  state_.channels.add(*this, channel.worker());
 }
 
 Result<void> StorChannel::allocate() {
@@ -205,6 +211,7 @@ void StorChannel::stop() {
   for (const std::unique_ptr<DiskQueue>& queue : queues_) {
     if (queue != nullptr) queue->cancel();
   }
+  leave_when_idle();
 }
 
 void StorChannel::receive(const ring::Packet& packet) {
@@ -217,6 +224,7 @@ void StorChannel::receive(const ring::Packet& packet) {
   request.transaction_id = packet.transaction_id;
   request.answer_wanted = packet.completion_requested;
   request.sequence = next_sequence_++;
+  request.aborted = false;
   const std::size_t known = session_.version() != 0 ? session_.packet_size() : sizeof request.packet;
   const std::size_t size = std::min<std::size_t>(packet.payload_size, known);
   if (size < sizeof request.packet) request.packet = {};
@@ -319,41 +327,82 @@ bool StorChannel::map_buffer(StorRequest& request, const ring::Packet& packet, s
   return true;
 }
 
-// Outstanding requests are finished, not aborted, and then the reset is answered: no request is left behind
-// that could still move data. [reference: storvsp 4.3]
+// Answered when every channel of the controller is done with what it had in hand for these LUNs: what could
+// be stopped ended as aborted, what the medium had begun has ended as it did. So nothing that came before the
+// reset moves data after its answer.
 void StorChannel::reset(StorRequest& request) {
   resets_.push_back(request);
-  finish_resets();
+  const vstor::Srb& scope = request.packet.srb;
+  std::uint64_t luns = ~std::uint64_t{0};
+  if (request.packet.header.operation == Operation::kResetLun) {
+    luns = scope.lun < kLunSlots ? std::uint64_t{1} << scope.lun : 0;
+  }
+  channel_->begin_op();
+  state_.channels.meet(
+      *this, channel_->worker(),
+      [luns](StorChannel& channel, const std::shared_ptr<Barrier>& barrier) { channel.abort(luns, barrier); },
+      [this, &request] { finish_reset(request); });
 }
 
-void StorChannel::finish_resets() {
-  for (auto next = resets_.begin(); next != resets_.end();) {
-    StorRequest& request = *next++;
-    const vstor::Srb& scope = request.packet.srb;
-    const bool one_lun = request.packet.header.operation == Operation::kResetLun;
-    const bool waits = std::any_of(outstanding_.begin(), outstanding_.end(), [&](const StorRequest& other) {
-      return other.sequence < request.sequence && (!one_lun || other.packet.srb.lun == scope.lun);
-    });
-    if (waits) continue;
+void StorChannel::finish_reset(StorRequest& request) {
+  if (!channel_->stopping()) {
     resets_.erase(resets_.iterator_to(request));
     complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, 0);
     answer(request);
   }
+  channel_->end_op();
+}
+
+void StorChannel::abort(std::uint64_t luns, const std::shared_ptr<Barrier>& barrier) {
+  drains_.push_back({luns, next_sequence_, barrier});
+  for (auto next = outstanding_.begin(); next != outstanding_.end();) {
+    StorRequest& request = *next++;
+    const std::uint8_t lun = request.packet.srb.lun;
+    if (request.aborted || (luns >> lun & 1) == 0) continue;
+    request.aborted = true;
+    queues_[lun]->abort(request);
+  }
+  finish_drains();
+}
+
+void StorChannel::finish_drains() {
+  for (std::size_t i = 0; i < drains_.size();) {
+    const Drain& drain = drains_[i];
+    const bool waits = std::any_of(outstanding_.begin(), outstanding_.end(), [&](const StorRequest& request) {
+      return request.sequence < drain.sequence && (drain.luns >> request.packet.srb.lun & 1) != 0;
+    });
+    if (waits) {
+      ++i;
+      continue;
+    }
+    // Arriving may have this channel begin another.
+    const std::shared_ptr<Barrier> barrier = drain.barrier;
+    drains_.erase(drains_.begin() + static_cast<std::ptrdiff_t>(i));
+    barrier->arrive(this);
+  }
+}
+
+// From here on other channels do not wait for this one.
+void StorChannel::leave_when_idle() {
+  if (outstanding_.empty()) state_.channels.remove(*this);
 }
 
 void StorChannel::disk_done(StorRequest& request, int error) {
   outstanding_.erase(outstanding_.iterator_to(request));
   if (channel_->stopping()) {
     release(request);
+    leave_when_idle();
   } else {
     if (error == 0) {
       complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, request.io.length);
+    } else if (request.aborted && error == ECANCELED) {
+      complete_aborted(request.packet);
     } else {
       fail(request, error);
     }
     answer(request);
-    if (!resets_.empty()) finish_resets();
   }
+  if (!drains_.empty()) finish_drains();
   channel_->end_op();
 }
 

@@ -12,6 +12,7 @@
 
 #include "devices/channel.h"
 #include "ringbuffer/gpa_direct.h"
+#include "storvsp/channel_set.h"
 #include "storvsp/disk.h"
 #include "storvsp/lazy_memory.h"
 #include "storvsp/scsi_target.h"
@@ -34,6 +35,7 @@ struct ControllerState {
   // The version that the primary channel's guest agreed on, once it has ended its initialisation; else 0.
   // Stored by the primary's worker, loaded by the control thread when a sub-channel opens.
   std::atomic<std::uint16_t> ready_version{0};
+  ChannelSet channels;
 };
 
 class StorChannel;
@@ -51,6 +53,7 @@ class StorRequest final : public DiskRequest {
   std::uint64_t sequence = 0;  // of arrival
   std::uint32_t answer_size = 0;
   bool answer_wanted = false;
+  bool aborted = false;     // by a reset
   vstor::SrbPacket packet;  // the guest's; becomes the answer
 
   // Host memory of the guest's buffer. Most buffers are a few pieces; longer lists go to `long_vectors`,
@@ -93,7 +96,10 @@ class StorChannel final : public devices::ChannelHandler {
   [[nodiscard]] bool map_buffer(StorRequest& request, const ring::Packet& packet, std::uint32_t length,
                                 bool writable);
   void reset(StorRequest& request);
-  void finish_resets();
+  void finish_reset(StorRequest& request);
+  void abort(std::uint64_t luns, const std::shared_ptr<Barrier>& barrier);
+  void finish_drains();
+  void leave_when_idle();
   void disk_done(StorRequest& request, int error);
   void fail(StorRequest& request, int error);
   void answer(StorRequest& request);
@@ -119,7 +125,15 @@ class StorChannel final : public devices::ChannelHandler {
   List free_;
   List outstanding_;  // in order of arrival
   List answers_;      // that wait for ring space
-  List resets_;       // that wait for requests before them
+  List resets_;       // that wait for all channels to be done with the requests before them
+
+  // Arrives at a barrier when the outstanding requests of some LUNs that came before have ended.
+  struct Drain {
+    std::uint64_t luns;
+    std::uint64_t sequence;
+    std::shared_ptr<Barrier> barrier;
+  };
+  std::vector<Drain> drains_;
 };
 
 }  // namespace vmbusd::storvsp

@@ -39,6 +39,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   controller.partition = std::string(64, 'p');
   controller.name = std::string(64, 'n');
   controller.instance = Guid::derive("a", "b");
+  controller.channels = storvsp::kMaxChannels;
   for (std::uint32_t lun = 0; lun < storvsp::kMaxLuns; ++lun) {
     storvsp::DiskConfig& disk = controller.disks.emplace_back();
     disk.lun = static_cast<std::uint8_t>(lun);
@@ -57,6 +58,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   CHECK(got.partition == controller.partition);
   CHECK(got.name == controller.name);
   CHECK(got.instance == controller.instance);
+  CHECK(got.channels == storvsp::kMaxChannels);
   REQUIRE(got.disks.size() == storvsp::kMaxLuns);
   const storvsp::DiskConfig& last = got.disks.back();
   CHECK(last.lun == storvsp::kMaxLuns - 1);

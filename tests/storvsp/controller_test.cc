@@ -130,6 +130,18 @@ TEST_CASE("controller configurations", "[storvsp]") {
     config.max_transfer_bytes = kMaxTransferBytes + 4096;
     CHECK(!make_controller(std::move(config)).has_value());
   }
+  SECTION("no channels") {
+    config.channels = 0;
+    CHECK(!make_controller(std::move(config)).has_value());
+  }
+  SECTION("too many channels") {
+    config.channels = kMaxChannels + 1;
+    CHECK(!make_controller(std::move(config)).has_value());
+  }
+  SECTION("all channels") {
+    config.channels = kMaxChannels;
+    CHECK(make_controller(std::move(config)).has_value());
+  }
   SECTION("the largest transfers") {
     config.max_transfer_bytes = kMaxTransferBytes;
     CHECK(make_controller(std::move(config)).has_value());

@@ -33,8 +33,9 @@ class RamDisk final : public Disk {
 
   std::vector<std::byte> medium;
   std::atomic<bool> hold{false};
-  std::atomic<int> error{0};       // errno of the operations from now on
-  std::atomic<int> operations{0};  // that reached the disk, held ones included
+  std::atomic<bool> stubborn{false};  // what is held cannot be aborted
+  std::atomic<int> error{0};          // errno of the operations from now on
+  std::atomic<int> operations{0};     // that reached the disk, held ones included
   std::atomic<int> cancels{0};
 
  private:
@@ -51,6 +52,11 @@ class RamDisk final : public Disk {
       } else {
         perform(request);
       }
+    }
+    void abort(DiskRequest& request) noexcept override {
+      if (disk.stubborn || !request.queue_hook.is_linked()) return;
+      held.erase(held.iterator_to(request));
+      request.disk_done(ECANCELED);
     }
     void cancel() noexcept override {
       ++disk.cancels;

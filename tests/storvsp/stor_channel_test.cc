@@ -377,49 +377,65 @@ struct ResetCase {
   const char* rule;
   Operation operation;
   std::uint8_t lun;
-  bool waits;  // for LUN 0's outstanding request
+  bool stubborn;  // the disk cannot abort what it has begun
+  std::vector<std::uint64_t> completed;
 };
-constexpr ResetCase kResetCases[] = {
-    {"bus", Operation::kResetBus, 0, true},
-    {"adapter", Operation::kResetAdapter, 0, true},
-    {"this LUN", Operation::kResetLun, 0, true},
-    {"another LUN", Operation::kResetLun, 5, false},
+// Of 1 (LUN 0), the reset 2, and 3 (LUN 0), which came after it.
+const ResetCase kResetCases[] = {
+    {"bus", Operation::kResetBus, 0, false, {1, 2}},
+    {"adapter", Operation::kResetAdapter, 0, false, {1, 2}},
+    {"this LUN", Operation::kResetLun, 0, false, {1, 2}},
+    {"another LUN", Operation::kResetLun, 5, false, {2}},
+    {"a LUN that is not there", Operation::kResetLun, 200, false, {2}},
+    {"bus, and the disk has begun", Operation::kResetBus, 0, true, {}},
 };
 
-TEST_CASE("a reset is answered after what came before it", "[storvsp]") {
+bool aborted(const Completion& completion) {
+  return completion.packet.header.status == Status::kCancelled &&
+         completion.packet.srb.srb_status == static_cast<std::uint8_t>(SrbStatus::kAborted) &&
+         completion.packet.srb.scsi_status == 2 && completion.packet.srb.data_transfer_length == 0;
+}
+
+vstor::SrbPacket reset_packet(Operation operation, std::uint8_t lun = 0) {
+  vstor::SrbPacket packet{};
+  packet.header = {operation, 1, Status::kSuccess};
+  packet.srb.lun = lun;
+  return packet;
+}
+
+TEST_CASE("a reset aborts what came before it, and is answered after that", "[storvsp]") {
   for (const ResetCase& c : kResetCases) {
     DYNAMIC_SECTION(c.rule) {
       Controller controller;
       controller.disk->hold = true;
+      controller.disk->stubborn = c.stubborn;
       StorGuest guest(controller.channel());
       guest.negotiate();
       const vstor::SrbPacket slow = StorGuest::srb(read10(0, 1), DataIn::kRead, 512);
       guest.put(1, wire_bytes(slow), {StorGuest::range(512)});
-      vstor::SrbPacket reset{};
-      reset.header = {c.operation, 1, Status::kSuccess};
-      reset.srb.lun = c.lun;
-      guest.put(2, wire_bytes(reset));
-      // Later requests do not hold it up.
+      guest.put(2, wire_bytes(reset_packet(c.operation, c.lun)));
       guest.put(3, wire_bytes(slow), {StorGuest::range(512)});
       guest.send();
       while (controller.disk->operations < 2) std::this_thread::yield();
-      if (!c.waits) {
+      for (const std::uint64_t id : c.completed) {
         const std::optional<Completion> completion = guest.receive();
         REQUIRE(completion.has_value());
-        CHECK(completion->id == 2);
-        CHECK(good(*completion));
+        CHECK(completion->id == id);
+        CHECK((id == 2 ? good(*completion) : aborted(*completion)));
       }
       CHECK(!guest.try_receive().has_value());
-      // Newest first: 3, then 1.
+      // Newest first: 3, then 1 where it is held still, and the reset after it.
       (void)guest.on_worker([&] { return controller.disk->release_held(), 0; });
       std::vector<std::uint64_t> ids;
-      for (int i = 0; i < (c.waits ? 3 : 2); ++i) {
+      for (std::size_t i = c.completed.size(); i < 3; ++i) {
         const std::optional<Completion> completion = guest.receive();
         REQUIRE(completion.has_value());
         CHECK(good(*completion));
         ids.push_back(completion->id);
       }
-      CHECK(ids == (c.waits ? std::vector<std::uint64_t>{3, 1, 2} : std::vector<std::uint64_t>{3, 1}));
+      CHECK(ids == (c.completed.size() == 2   ? std::vector<std::uint64_t>{3}
+                    : c.completed.size() == 1 ? std::vector<std::uint64_t>{3, 1}
+                                              : std::vector<std::uint64_t>{3, 1, 2}));
     }
   }
 }
@@ -427,13 +443,12 @@ TEST_CASE("a reset is answered after what came before it", "[storvsp]") {
 TEST_CASE("closing cancels what waits and answers nothing", "[storvsp]") {
   Controller controller;
   controller.disk->hold = true;
+  controller.disk->stubborn = true;
   StorGuest guest(controller.channel());
   guest.negotiate();
   const vstor::SrbPacket packet = StorGuest::srb(read10(0, 1), DataIn::kRead, 512);
   for (std::uint64_t id = 1; id <= 5; ++id) guest.put(id, wire_bytes(packet), {StorGuest::range(512)});
-  vstor::SrbPacket reset{};
-  reset.header = {Operation::kResetBus, 1, Status::kSuccess};
-  guest.put(6, wire_bytes(reset));
+  guest.put(6, wire_bytes(reset_packet(Operation::kResetBus)));
   guest.send();
   while (controller.disk->operations < 5) std::this_thread::yield();
   guest.stop();
@@ -521,6 +536,13 @@ TEST_CASE("transfers of the largest size, scattered", "[storvsp]") {
                     1u << 20) == 0);
 }
 
+// A second channel of the controller, on a worker of its own.
+struct SubChannel : StorGuest {
+  explicit SubChannel(Controller& controller)
+      : StorGuest(std::make_unique<StorChannel>(controller.state, controller.state.ready_version.load()),
+                  {.incoming_pages = 4, .outgoing_pages = 4, .sub_channel_index = 1}) {}
+};
+
 TEST_CASE("sub-channels serve at once and are asked for on the primary", "[storvsp]") {
   Controller controller;
   controller.state.limits.max_sub_channels = 2;
@@ -528,12 +550,60 @@ TEST_CASE("sub-channels serve at once and are asked for on the primary", "[storv
   primary.negotiate();
   CHECK(primary.control(Operation::kCreateSubChannels, {2}).packet.header.status == Status::kSuccess);
   CHECK(primary.on_worker([&] { return controller.sub_channels_offered.load(); }) == 2);
-  StorGuest sub_channel(
-      std::make_unique<StorChannel>(controller.state, controller.state.ready_version.load()),
-      {.incoming_pages = 4, .outgoing_pages = 4, .sub_channel_index = 1});
+  SubChannel sub_channel(controller);
   CHECK(good(sub_channel.command(read10(0, 1), DataIn::kRead, 512)));
   CHECK(sub_channel.control(Operation::kBeginInitialization).packet.header.status ==
         Status::kInvalidDeviceState);
+}
+
+TEST_CASE("a reset reaches the requests of every channel", "[storvsp]") {
+  Controller controller;
+  StorGuest primary(controller.channel());
+  primary.negotiate();
+  SubChannel sub_channel(controller);
+  controller.disk->hold = true;
+  const vstor::SrbPacket slow = StorGuest::srb(write10(0, 1), DataIn::kWrite, 512);
+  sub_channel.put(7, wire_bytes(slow), {StorGuest::range(512)});
+  sub_channel.send();
+  while (controller.disk->operations < 1) std::this_thread::yield();
+
+  SECTION("and aborts them") {
+    CHECK(good(primary.call(wire_bytes(reset_packet(Operation::kResetBus)))));
+    // Nothing more can reach the medium: the other channel's request is over.
+    CHECK(sub_channel.on_worker([&] { return sub_channel.channel->in_flight(); }) == 0);
+    const std::optional<Completion> completion = sub_channel.receive();
+    REQUIRE(completion.has_value());
+    CHECK(completion->id == 7);
+    CHECK(aborted(*completion));
+  }
+  SECTION("and waits for those that cannot be aborted") {
+    controller.disk->stubborn = true;
+    primary.put(1, wire_bytes(reset_packet(Operation::kResetBus)));
+    primary.send();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    CHECK(!primary.try_receive().has_value());
+    (void)sub_channel.on_worker([&] { return controller.disk->release_held(), 0; });
+    CHECK(good(primary.receive().value()));
+    CHECK(good(sub_channel.receive().value()));
+  }
+  SECTION("also those of a channel that closes meanwhile") {
+    primary.put(1, wire_bytes(reset_packet(Operation::kResetLun)));
+    primary.send();
+    sub_channel.stop();
+    CHECK(good(primary.receive().value()));
+  }
+  SECTION("and is forgotten where its channel closes first") {
+    controller.disk->stubborn = true;
+    primary.put(1, wire_bytes(reset_packet(Operation::kResetBus)));
+    primary.send();
+    while (primary.on_worker([&] { return primary.channel->in_flight(); }) == 0) std::this_thread::yield();
+    std::thread closer([&] { primary.stop(); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    (void)sub_channel.on_worker([&] { return controller.disk->release_held(), 0; });
+    closer.join();
+    CHECK(!primary.try_receive().has_value());
+    CHECK(good(sub_channel.receive().value()));
+  }
 }
 
 }  // namespace
