@@ -127,6 +127,7 @@ storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   if (disk.backend == Backend::kFile) disk.fd = fds.take();
   disk.size_bytes = object.integer64("size_bytes");
   disk.read_only = object.boolean("read_only");
+  disk.discard = object.boolean("discard");
   disk.cache = static_cast<storvsp::CacheMode>(
       object.integer("cache", 0, static_cast<std::uint32_t>(storvsp::CacheMode::kUnsafe)));
   disk.logical_block_bytes = object.integer("logical_block_bytes", 0, 4096);
@@ -210,6 +211,7 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
                      {"backend", static_cast<std::uint32_t>(disk.backend)},
                      {"size_bytes", disk.size_bytes},
                      {"read_only", disk.read_only},
+                     {"discard", disk.discard},
                      {"cache", static_cast<std::uint32_t>(disk.cache)},
                      {"logical_block_bytes", disk.logical_block_bytes},
                      {"physical_block_bytes", disk.physical_block_bytes},

@@ -485,6 +485,7 @@ class ConfigReader {
       image.direct = table.word("direct", kDirectIoWords).value_or(DirectIo::kAuto);
     }
     disk.read_only = table.boolean("readonly").value_or(false);
+    disk.discard = table.boolean("discard").value_or(true);
     disk.cache = table.word("cache", kCacheModes).value_or(storvsp::CacheMode::kWriteback);
     disk.logical_block_bytes = table.word("block_size", kBlockSizes).value_or(0);
     disk.physical_block_bytes = table.word("physical_block_size", kPhysicalBlockSizes).value_or(0);

@@ -22,16 +22,12 @@ void ChannelSet::remove(StorChannel& channel) {
   std::erase_if(entries_, [&](const Entry& entry) { return entry.channel == &channel; });
 }
 
-void ChannelSet::meet(StorChannel& origin, io::Worker& worker, const Visit& visit,
+void ChannelSet::meet(StorChannel& origin, io::Worker& worker, const VisitToMeet& visit,
                       std::function<void()> done) {
-  std::vector<Entry> entries;
-  {
-    const std::lock_guard lock(mutex_);
-    entries = entries_;
-  }
+  const std::vector<Entry> all = entries();
   const auto barrier =
-      std::make_shared<Barrier>(origin, worker, static_cast<std::uint32_t>(entries.size()), std::move(done));
-  for (const Entry& entry : entries) {
+      std::make_shared<Barrier>(origin, worker, static_cast<std::uint32_t>(all.size()), std::move(done));
+  for (const Entry& entry : all) {
     if (entry.channel == &origin) continue;
     // A channel leaves the set on its worker, so one that is found there stays for the visit.
     entry.worker->post([this, visit, barrier, id = entry.id] {
@@ -43,6 +39,21 @@ void ChannelSet::meet(StorChannel& origin, io::Worker& worker, const Visit& visi
     });
   }
   visit(origin, barrier);
+}
+
+void ChannelSet::tell(StorChannel& origin, const Visit& visit) {
+  for (const Entry& entry : entries()) {
+    if (entry.channel == &origin) continue;
+    entry.worker->post([this, visit, id = entry.id] {
+      if (StorChannel* const channel = find(id); channel != nullptr) visit(*channel);
+    });
+  }
+  visit(origin);
+}
+
+std::vector<ChannelSet::Entry> ChannelSet::entries() {
+  const std::lock_guard lock(mutex_);
+  return entries_;
 }
 
 StorChannel* ChannelSet::find(std::uint64_t id) {

@@ -44,8 +44,11 @@ class ChannelSet {
   // `origin` at once and the others by a message; each arrives at the barrier sooner or later, those that
   // close meanwhile by themselves. Then `done` runs on `origin`'s worker, perhaps before this returns:
   // `origin` must stay till then.
-  using Visit = std::function<void(StorChannel&, const std::shared_ptr<Barrier>&)>;
-  void meet(StorChannel& origin, io::Worker& worker, const Visit& visit, std::function<void()> done);
+  using VisitToMeet = std::function<void(StorChannel&, const std::shared_ptr<Barrier>&)>;
+  void meet(StorChannel& origin, io::Worker& worker, const VisitToMeet& visit, std::function<void()> done);
+  // The same without the barrier: nobody waits.
+  using Visit = std::function<void(StorChannel&)>;
+  void tell(StorChannel& origin, const Visit& visit);
 
  private:
   struct Entry {
@@ -53,6 +56,7 @@ class ChannelSet {
     StorChannel* channel;
     io::Worker* worker;
   };
+  [[nodiscard]] std::vector<Entry> entries();
   [[nodiscard]] StorChannel* find(std::uint64_t id);
 
   std::mutex mutex_;

@@ -73,6 +73,8 @@ Result<DiskPlan> plan_disk(const DiskConfig& disk) {
   }
   // The rest of an image that is no multiple of the block is not reachable.
   geometry.size_bytes = plan.probe.size_bytes - plan.probe.size_bytes % geometry.logical_block_bytes;
+  geometry.discards = plan.probe.discards && disk.discard && !disk.read_only;
+  geometry.discard_zeroes = geometry.discards && plan.probe.discard_zeroes;
   if (geometry.size_bytes == 0) return fail(Errc::kConfig, "the disk is smaller than one block");
   return plan;
 }
@@ -119,6 +121,9 @@ class Controller final : public devices::Device {
                                                         io::Worker& /*worker*/) override {
     if (sub_channel_index == 0) {
       state_.ready_version.store(0, std::memory_order_relaxed);
+      for (ControllerState::Lun& lun : state_.luns) {
+        if (lun.unit != nullptr) lun.unit->raise(UnitAttention::kPowerOn);
+      }
       return std::make_unique<StorChannel>(
           state_, [this, &host](std::uint32_t count) { host.offer_sub_channels(*this, count); });
     }

@@ -45,6 +45,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
     disk.lun = static_cast<std::uint8_t>(lun);
     disk.fd = some_fd();
     disk.read_only = true;
+    disk.discard = false;
     disk.cache = storvsp::CacheMode::kUnsafe;
     disk.logical_block_bytes = 4096;
     disk.physical_block_bytes = 65536;
@@ -64,6 +65,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   CHECK(last.lun == storvsp::kMaxLuns - 1);
   CHECK(last.fd);
   CHECK(last.read_only);
+  CHECK(!last.discard);
   CHECK(last.cache == storvsp::CacheMode::kUnsafe);
   CHECK(last.logical_block_bytes == 4096);
   CHECK(last.physical_block_bytes == 65536);

@@ -293,7 +293,8 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        disk_with("read_only = true\n"),
        {"f.toml:9: partition.scsi.disk.read_only: unknown key (did you mean \"readonly\"?); accepted: "
         "backend, "
-        "block_size, cache, direct, identity, lun, path, physical_block_size, product, readonly, revision, "
+        "block_size, cache, direct, discard, identity, lun, path, physical_block_size, product, readonly, "
+        "revision, "
         "serial, vendor"}},
       {"unknown word",
        disk_with("direct = \"yes\"\n"),
@@ -323,6 +324,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
       {"size of an image",
        disk_with("size = \"1G\"\n"),
        {"f.toml:9: partition.scsi.disk.size: unknown key; accepted: backend, block_size, cache, direct, "
+        "discard, "
         "identity, "
         "lun, path, physical_block_size, product, readonly, revision, serial, vendor"}},
       {"size of nothing",

@@ -115,6 +115,8 @@ class Driver {
     stor = std::make_unique<StorClient>(*channel, options.depth);
     must(stor->initialize());
     disk = std::make_unique<Disk>(*stor);
+    must(disk->ready());
+    must(Disk(*stor, 1).ready());
   }
   explicit Driver(ChildPartition& child) : Driver(child, Options()) {}
 

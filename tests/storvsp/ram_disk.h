@@ -73,6 +73,7 @@ class RamDisk final : public Disk {
     void perform(DiskRequest& request) noexcept {
       const DiskIo& io = request.io;
       if (disk.error != 0) return request.disk_done(disk.error);
+      if (io.op > DiskOp::kFlush) return provision(request);
       std::size_t total = 0;
       for (const iovec& buffer : request.buffers) {
         if (io.op == DiskOp::kFlush) break;
@@ -86,6 +87,17 @@ class RamDisk final : public Disk {
         total += buffer.iov_len;
       }
       VMBUSD_ASSERT(io.op == DiskOp::kFlush || total == io.length);
+      request.disk_done(0);
+    }
+
+    void provision(DiskRequest& request) noexcept {
+      const DiskIo& io = request.io;
+      VMBUSD_ASSERT(io.offset < disk.medium.size() && io.length <= disk.medium.size() - io.offset);
+      if (io.op == DiskOp::kMap) {
+        request.extent = {disk.medium.size() - io.offset, true};
+      } else {
+        std::memset(disk.medium.data() + io.offset, 0, io.length);
+      }
       request.disk_done(0);
     }
 

@@ -377,17 +377,18 @@ struct ResetCase {
   const char* rule;
   Operation operation;
   std::uint8_t lun;
-  bool stubborn;  // the disk cannot abort what it has begun
-  std::vector<std::uint64_t> completed;
+  bool stubborn;                         // the disk cannot abort what it has begun
+  std::vector<std::uint64_t> completed;  // before the disk moves, of 1 (LUN 0), the reset 2, and 3 (LUN 0)
+  std::vector<std::uint64_t> later;
+  std::uint16_t attention;  // that 3 gets, 0: none
 };
-// Of 1 (LUN 0), the reset 2, and 3 (LUN 0), which came after it.
 const ResetCase kResetCases[] = {
-    {"bus", Operation::kResetBus, 0, false, {1, 2}},
-    {"adapter", Operation::kResetAdapter, 0, false, {1, 2}},
-    {"this LUN", Operation::kResetLun, 0, false, {1, 2}},
-    {"another LUN", Operation::kResetLun, 5, false, {2}},
-    {"a LUN that is not there", Operation::kResetLun, 200, false, {2}},
-    {"bus, and the disk has begun", Operation::kResetBus, 0, true, {}},
+    {"bus", Operation::kResetBus, 0, false, {1, 2, 3}, {}, 0x2902},
+    {"adapter", Operation::kResetAdapter, 0, false, {1, 2, 3}, {}, 0x2902},
+    {"this LUN", Operation::kResetLun, 0, false, {1, 2, 3}, {}, 0x2903},
+    {"another LUN", Operation::kResetLun, 5, false, {2}, {3, 1}, 0},
+    {"a LUN that is not there", Operation::kResetLun, 200, false, {2}, {3, 1}, 0},
+    {"bus, and the disk has begun", Operation::kResetBus, 0, true, {}, {3, 1, 2}, 0},
 };
 
 bool aborted(const Completion& completion) {
@@ -416,26 +417,29 @@ TEST_CASE("a reset aborts what came before it, and is answered after that", "[st
       guest.put(2, wire_bytes(reset_packet(c.operation, c.lun)));
       guest.put(3, wire_bytes(slow), {StorGuest::range(512)});
       guest.send();
-      while (controller.disk->operations < 2) std::this_thread::yield();
       for (const std::uint64_t id : c.completed) {
         const std::optional<Completion> completion = guest.receive();
         REQUIRE(completion.has_value());
         CHECK(completion->id == id);
-        CHECK((id == 2 ? good(*completion) : aborted(*completion)));
+        if (id == 1) CHECK(aborted(*completion));
+        if (id == 2) CHECK(good(*completion));
+        if (id == 3) {
+          const auto& sense = completion->packet.srb.cdb_or_sense;
+          CHECK(sense[2] == 6);
+          CHECK((sense[12] << 8 | sense[13]) == c.attention);
+        }
       }
+      const int operations = c.later.empty() ? 1 : 2;
+      while (controller.disk->operations < operations) std::this_thread::yield();
       CHECK(!guest.try_receive().has_value());
-      // Newest first: 3, then 1 where it is held still, and the reset after it.
+      // The disk goes newest first: 3, then 1 where it is held still, and the reset after it.
       (void)guest.on_worker([&] { return controller.disk->release_held(), 0; });
-      std::vector<std::uint64_t> ids;
-      for (std::size_t i = c.completed.size(); i < 3; ++i) {
+      for (const std::uint64_t id : c.later) {
         const std::optional<Completion> completion = guest.receive();
         REQUIRE(completion.has_value());
+        CHECK(completion->id == id);
         CHECK(good(*completion));
-        ids.push_back(completion->id);
       }
-      CHECK(ids == (c.completed.size() == 2   ? std::vector<std::uint64_t>{3}
-                    : c.completed.size() == 1 ? std::vector<std::uint64_t>{3, 1}
-                                              : std::vector<std::uint64_t>{3, 1, 2}));
     }
   }
 }
