@@ -7,11 +7,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 #include "base/assert.h"
 #include "storvsp/bounce_pool.h"
@@ -169,6 +171,8 @@ class FileQueue final : public DiskQueue, private io::Pollable {
 
   ~FileQueue() override {
     VMBUSD_ASSERT(in_flight_.empty() && backlog_.empty() && bounce_waiting_.empty());
+    // The last request's end may have come before its post() was over, which still uses queue and worker.
+    while (posting_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
     VMBUSD_ASSERT(!poll_hook.is_linked());
   }
 
@@ -237,12 +241,15 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     }
     if (request.io.op == DiskOp::kZero || !(device || request.io.op == DiskOp::kMap)) return start(request);
     in_flight_.push_back(request);
+    posting_.fetch_add(1, std::memory_order_relaxed);
     disk_.blocking_calls_.post([this, &request] {
       const int fd = disk_.fd_.get();
       const int error = request.io.op == DiskOp::kMap
                             ? find_extent(fd, disk_.geometry_, request.io.offset, request.extent)
                             : discard_device(fd, request.io.offset, request.io.length);
       worker_.post([this, &request, error] { completed(request, -error); });
+      // release: pairs with the acquire in the destructor.
+      posting_.fetch_sub(1, std::memory_order_release);
     });
   }
 
@@ -426,6 +433,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
   List bounce_waiting_;
   List backlog_;
   List in_flight_;
+  std::atomic<std::uint32_t> posting_{0};  // blocking calls that have not posted their outcome
   BouncePool bounce_;
   bool bounce_ready_ = false;
   bool cancelled_ = false;

@@ -221,12 +221,13 @@ std::optional<ScsiNext> LogicalUnit::attend(const ScsiCommand& command, ScsiResu
   if (const std::optional<scsi::Asc> asc = take_attention(); asc) {
     return check_condition(result, scsi::SenseKey::kUnitAttention, *asc);
   }
-  if ((special_.load(std::memory_order_relaxed) & kExclusive) != 0) return ScsiNext::kHold;
+  if ((special_.load(std::memory_order_acquire) & kExclusive) != 0) return ScsiNext::kHold;
   return std::nullopt;
 }
 
 ScsiNext LogicalUnit::execute(const ScsiCommand& command, ScsiResult& result, DiskIo& io) noexcept {
-  if (special_.load(std::memory_order_relaxed) != 0) [[unlikely]] {
+  // acquire: pairs with the release in end_exclusive().
+  if (special_.load(std::memory_order_acquire) != 0) [[unlikely]] {
     if (const std::optional<ScsiNext> ended = attend(command, result); ended) return *ended;
   }
   const CommandEntry* const entry = find_command(command, result);

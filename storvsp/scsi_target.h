@@ -65,9 +65,11 @@ class LogicalUnit {
   // worker that is sent a message after it sees it. end_exclusive() has those who hold commands told by the
   // caller.
   [[nodiscard]] bool try_exclusive() {
-    return (special_.fetch_or(kExclusive, std::memory_order_relaxed) & kExclusive) == 0;
+    // acquire: pairs with the release of the last end_exclusive().
+    return (special_.fetch_or(kExclusive, std::memory_order_acquire) & kExclusive) == 0;
   }
-  void end_exclusive() { special_.fetch_and(~kExclusive, std::memory_order_relaxed); }
+  // release: pairs with the acquire in execute(), which begins what follows the job.
+  void end_exclusive() { special_.fetch_and(~kExclusive, std::memory_order_release); }
 
   // For the handlers of commands.
   [[nodiscard]] const LunIdentity& identity() const { return options_.identity; }
