@@ -135,6 +135,7 @@ storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   if (disk.backend == Backend::kFile) disk.fd = fds.take();
   disk.size_bytes = object.integer64("size_bytes");
   disk.read_only = object.boolean("read_only");
+  disk.discard = object.boolean("discard");
   disk.cache = static_cast<storvsp::CacheMode>(
       object.integer("cache", 0, static_cast<std::uint32_t>(storvsp::CacheMode::kUnsafe)));
   disk.logical_block_bytes = object.integer("logical_block_bytes", 0, 4096);
@@ -153,7 +154,7 @@ storvsp::ControllerConfig read_controller(ObjectReader& object, FdQueue& fds) {
   controller.name = object.text("name");
   controller.instance = object.guid("instance");
   controller.max_transfer_bytes = object.integer("max_transfer_bytes", 4096, storvsp::kMaxTransferBytes);
-  controller.max_sub_channels = static_cast<std::uint16_t>(object.integer("max_sub_channels", 0, UINT16_MAX));
+  controller.channels = object.integer("channels", 0, storvsp::kMaxChannels);
   object.array("disks", storvsp::kMaxLuns,
                [&](ObjectReader& disk) { controller.disks.push_back(read_disk(disk, fds)); });
   return controller;
@@ -237,6 +238,7 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
                      {"backend", static_cast<std::uint32_t>(disk.backend)},
                      {"size_bytes", disk.size_bytes},
                      {"read_only", disk.read_only},
+                     {"discard", disk.discard},
                      {"cache", static_cast<std::uint32_t>(disk.cache)},
                      {"logical_block_bytes", disk.logical_block_bytes},
                      {"physical_block_bytes", disk.physical_block_bytes},
@@ -252,7 +254,7 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
                 {"name", controller.name},
                 {"instance", guid_or_null(controller.instance)},
                 {"max_transfer_bytes", controller.max_transfer_bytes},
-                {"max_sub_channels", controller.max_sub_channels},
+                {"channels", controller.channels},
                 {"disks", std::move(disks)}}),
           std::move(fds)};
 }

@@ -459,6 +459,7 @@ class ConfigReader {
     scsi.line = table.line();
     controller.partition = partition.name;
     read_identity(table, identities, controller.name, controller.instance);
+    controller.channels = table.integer("channels", 1, storvsp::kMaxChannels).value_or(0);
 
     Uniqueness luns;
     table.tables("disk", storvsp::kMaxLuns, [&](TableReader& disk) {
@@ -485,6 +486,7 @@ class ConfigReader {
       image.direct = table.word("direct", kDirectIoWords).value_or(DirectIo::kAuto);
     }
     disk.read_only = table.boolean("readonly").value_or(false);
+    disk.discard = table.boolean("discard").value_or(true);
     disk.cache = table.word("cache", kCacheModes).value_or(storvsp::CacheMode::kWriteback);
     disk.logical_block_bytes = table.word("block_size", kBlockSizes).value_or(0);
     disk.physical_block_bytes = table.word("physical_block_size", kPhysicalBlockSizes).value_or(0);

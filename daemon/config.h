@@ -36,7 +36,7 @@ struct ImageConfig {
 
 struct ScsiConfig {
   std::uint32_t line = 0;
-  storvsp::ControllerConfig controller;
+  storvsp::ControllerConfig controller;  // channels 0: as many as the partition has I/O threads
   std::vector<ImageConfig> images;  // images[i] is behind controller.disks[i], which has no descriptor yet
 };
 

@@ -100,6 +100,8 @@ class PartitionWorker {
 
   void add(storvsp::ControllerConfig controller) {
     const std::string name = controller.name;
+    // More channels than threads would only spread interrupts.
+    if (controller.channels == 0) controller.channels = static_cast<std::uint32_t>(io_workers_.size());
     keep(name, storvsp::make_controller(std::move(controller)));
   }
 

@@ -48,6 +48,10 @@ std::optional<Sense> sense_of(const vstor::SrbPacket& packet) {
                static_cast<scsi::Asc>(sense.asc << 8 | sense.ascq)};
 }
 
+Result<void> Disk::ready() {
+  return run(make_command(scsi::Opcode::kTestUnitReady, 6, lun_), {}, {});
+}
+
 Result<Disk::Capacity> Disk::capacity() {
   StorCommand command = make_command(scsi::Opcode::kServiceActionIn16, 16, lun_);
   scsi::ReadCapacity16Data data{};
@@ -111,7 +115,11 @@ Result<void> Disk::run(StorCommand command, std::span<const std::byte> out, std:
   }
   command.pages = buffer.gpns();
   command.bytes = static_cast<std::uint32_t>(bytes);
-  const Result<vstor::SrbPacket> packet = client_.execute(command);
+  Result<vstor::SrbPacket> packet = client_.execute(command);
+  // A unit attention keeps the command from being performed, once. [linux: scsi_check_sense]
+  if (packet && sense_of(*packet) && sense_of(*packet)->key == scsi::SenseKey::kUnitAttention) {
+    packet = client_.execute(command);
+  }
   // Without a completion the host may still use the pages.
   if (!packet) buffer.abandon();
   VMBUSD_CHECK(packet);

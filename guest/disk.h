@@ -38,6 +38,9 @@ class Disk {
     std::uint64_t blocks;
     std::uint32_t block_bytes;
   };
+  // TEST UNIT READY. Takes the unit attention that a guest's first command to a LUN gets, as every call here
+  // does; for those who go on by StorClient.
+  [[nodiscard]] Result<void> ready();
   [[nodiscard]] Result<Capacity> capacity();
   [[nodiscard]] Result<scsi::InquiryData> inquiry();
   // By bytes, whole blocks; split by the controller's largest transfer.

@@ -73,6 +73,8 @@ Result<DiskPlan> plan_disk(const DiskConfig& disk) {
   }
   // The rest of an image that is no multiple of the block is not reachable.
   geometry.size_bytes = plan.probe.size_bytes - plan.probe.size_bytes % geometry.logical_block_bytes;
+  geometry.discards = plan.probe.discards && disk.discard && !disk.read_only;
+  geometry.discard_zeroes = geometry.discards && plan.probe.discard_zeroes;
   if (geometry.size_bytes == 0) return fail(Errc::kConfig, "the disk is smaller than one block");
   return plan;
 }
@@ -119,6 +121,9 @@ class Controller final : public devices::Device {
                                                         io::Worker& /*worker*/) override {
     if (sub_channel_index == 0) {
       state_.ready_version.store(0, std::memory_order_relaxed);
+      for (ControllerState::Lun& lun : state_.luns) {
+        if (lun.unit != nullptr) lun.unit->raise(UnitAttention::kPowerOn);
+      }
       return std::make_unique<StorChannel>(
           state_, [this, &host](std::uint32_t count) { host.offer_sub_channels(*this, count); });
     }
@@ -178,14 +183,14 @@ Result<std::unique_ptr<devices::Device>> make_controller(ControllerConfig config
       config.max_transfer_bytes > kMaxTransferBytes) {
     return fail(Errc::kConfig, "the transfer limit is not a multiple of 4096 from 4096 to 8388608 bytes");
   }
-  if (config.max_sub_channels != 0) {
-    return fail(Errc::kConfig, "storage sub-channels are not available; max_sub_channels must be 0");
+  if (config.channels == 0 || config.channels > kMaxChannels) {
+    return fail(Errc::kConfig, "the number of channels is out of range (1 to 64)");
   }
   const Guid instance = config.instance
                             ? *config.instance
                             : Guid::derive("vmbusd SCSI controller of " + config.partition, config.name);
   auto controller = std::make_unique<Controller>(config.partition + "/" + config.name, instance);
-  controller->set_limits({config.max_transfer_bytes, config.max_sub_channels});
+  controller->set_limits({config.max_transfer_bytes, static_cast<std::uint16_t>(config.channels - 1)});
   for (DiskConfig& disk : config.disks) {
     VMBUSD_TRY(const DiskPlan plan, plan_disk(disk));
     if (controller->has(disk.lun)) return fail(Errc::kConfig, "the LUN is given twice");

@@ -17,6 +17,7 @@ namespace vmbusd::storvsp {
 inline constexpr std::uint32_t kMaxLuns = 64;  // of one controller, as Hyper-V's
 inline constexpr std::uint32_t kMaxTransferBytes = 8u << 20;
 inline constexpr std::uint32_t kDefaultTransferBytes = 1u << 20;
+inline constexpr std::uint32_t kMaxChannels = 64;
 
 // What a disk's write cache does; the guest always sees one (WCE) unless it is off.
 enum class CacheMode : std::uint8_t {
@@ -36,6 +37,7 @@ struct DiskConfig {
   std::uint64_t size_bytes = 0;  // kNull only: its capacity. kFile finds its own.
   bool read_only = false;
   CacheMode cache = CacheMode::kWriteback;
+  bool discard = true;                     // the guest may give space back, where the back end can
   std::uint32_t logical_block_bytes = 0;   // 512 or 4096; 0: what the back end needs, 512 where it can
   std::uint32_t physical_block_bytes = 0;  // power of two, 512..65536, >= logical; 0: what the back end says
   // What INQUIRY says: printable ASCII, at most 8, 16, 4 and 36 characters.
@@ -51,7 +53,7 @@ struct ControllerConfig {
   std::string name;              // unique in the partition, for example "scsi0"
   std::optional<Guid> instance;  // empty: made from partition and name, the same at every start
   std::uint32_t max_transfer_bytes = kDefaultTransferBytes;  // multiple of 4096, 4096..kMaxTransferBytes
-  std::uint16_t max_sub_channels = 0;                        // that a guest may ask for, beside the primary
+  std::uint32_t channels = 1;  // that a guest may have, the primary among them: 1..kMaxChannels
   std::vector<DiskConfig> disks;
 };
 

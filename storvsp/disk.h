@@ -19,16 +19,33 @@ struct DiskGeometry {
   std::uint32_t logical_block_bytes = 512;  // unit of addressing: all offsets and lengths are multiples
   std::uint32_t physical_block_bytes = 512;
   bool rotational = false;
+  bool discards = false;        // kDiscard gives space back
+  bool discard_zeroes = false;  // and what was discarded reads as zeros
 };
 
-enum class DiskOp : std::uint8_t { kRead, kWrite, kFlush };
+enum class DiskOp : std::uint8_t {
+  kRead,
+  kWrite,
+  kFlush,
+  kDiscard,  // the contents are not needed any more
+  kZero,     // reads as zeros from here on; EOPNOTSUPP where only writing zeros does it
+  kMap,      // finds out whether there is anything at `offset`: DiskExtent
+};
 
 // What to do with the medium.
 struct DiskIo {
   DiskOp op = DiskOp::kFlush;
   bool fua = false;          // kWrite: on the medium before it completes
   std::uint64_t offset = 0;  // bytes
-  std::uint32_t length = 0;  // bytes, > 0 for kRead and kWrite; at most kMaxTransferBytes
+  // Bytes, > 0 for all but kFlush and kMap. kRead and kWrite: at most kMaxTransferBytes.
+  std::uint32_t length = 0;
+  bool unmap = false;  // kZero: may give the space back
+};
+
+// What kMap finds.
+struct DiskExtent {
+  std::uint64_t length = 0;  // bytes from DiskIo::offset on of which `mapped` is true; whole blocks, > 0
+  bool mapped = true;        // false: nothing there, reads as zeros
 };
 
 class DiskQueue;
@@ -44,8 +61,10 @@ class DiskRequest : public io::IoOp {
 
   // The submitter's: set before DiskQueue::submit().
   DiskIo io;
-  // Guest memory, io.length bytes in all. The queue changes the entries while it works.
+  // kRead and kWrite: guest memory or our own, io.length bytes in all. The queue changes the entries while it
+  // works.
   std::span<iovec> buffers;
+  DiskExtent extent;  // kMap's answer
 
   // The operation is over: 0, or a positive errno. Called once, on the worker, perhaps inside submit(). After
   // it the queue does not touch the request any more.
@@ -58,6 +77,7 @@ class DiskRequest : public io::IoOp {
   Hook queue_hook;  // in one of the queue's lists
   std::uint32_t bytes_done = 0;
   std::uint32_t retries = 0;  // in a row without progress
+  bool aborted = false;       // not to be tried again
   std::byte* bounce = nullptr;
   iovec bounce_vector{};
 
@@ -74,6 +94,9 @@ class DiskQueue {
 
   // Takes any number of operations: what cannot start yet waits in the queue, its owner's pool is the bound.
   virtual void submit(DiskRequest& request) noexcept = 0;
+  // `request` was submitted and is not done: ends it early, with ECANCELED, where that is possible; else it
+  // completes as it will. May call its disk_done(), and no other's.
+  virtual void abort(DiskRequest& request) noexcept = 0;
   // For good: ends early what can be ended, with ECANCELED; what the kernel has begun completes as it will.
   // Memory that buffers name is not touched by the daemon itself any more (the kernel still may, until
   // disk_done).

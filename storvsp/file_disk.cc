@@ -7,11 +7,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 #include "base/assert.h"
 #include "storvsp/bounce_pool.h"
@@ -63,6 +65,10 @@ Result<void> probe_block_device(int fd, FileProbe& probe) {
   if (::ioctl(fd, BLKPBSZGET, &physical) == 0) probe.physical_block_bytes = physical;
   if (::ioctl(fd, BLKROGET, &read_only) == 0 && read_only != 0) probe.writable = false;
   if (::ioctl(fd, BLKROTATIONAL, &rotational) == 0) probe.rotational = rotational != 0;
+  // A misaligned start is refused after the check for support. What it reads as afterwards, no device says.
+  // [linux: block/ioctl.c, blk_ioctl_discard]
+  std::uint64_t misaligned[2] = {1, 1};
+  probe.discards = probe.writable && ::ioctl(fd, BLKDISCARD, misaligned) != 0 && errno == EINVAL;
   // Also without O_DIRECT, so that one configuration serves both.
   probe.logical_block_bytes = static_cast<std::uint32_t>(logical);
   if (probe.direct) probe.memory_alignment = static_cast<std::uint32_t>(logical);
@@ -74,6 +80,47 @@ Result<void> probe_block_device(int fd, FileProbe& probe) {
   }
 #endif
   return {};
+}
+
+// Punching a hole behind the end gives back nothing and tells whether the file system can.
+bool can_punch_holes(int fd, std::uint64_t size_bytes) {
+  const std::uint64_t behind = (size_bytes + kLargestBlock - 1) / kLargestBlock * kLargestBlock;
+  return ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(behind),
+                     kLargestBlock) == 0;
+}
+
+// The extent at `offset` of a regular file. Blocks of which a part is there count as mapped.
+int find_extent(int fd, const DiskGeometry& geometry, std::uint64_t offset, DiskExtent& extent) {
+  const std::uint64_t block = geometry.logical_block_bytes;
+  const std::uint64_t left = geometry.size_bytes - offset;
+  const off_t data = ::lseek(fd, static_cast<off_t>(offset), SEEK_DATA);
+  if (data < 0 && errno == ENXIO) {
+    extent = {left, false};
+    return 0;
+  }
+  if (data < 0 && errno != EINVAL && errno != EOPNOTSUPP) return errno;
+  if (data < 0) {  // the file system does not know
+    extent = {left, true};
+    return 0;
+  }
+  const std::uint64_t hole_bytes = (static_cast<std::uint64_t>(data) - offset) / block * block;
+  if (hole_bytes != 0) {
+    extent = {std::min(hole_bytes, left), false};
+    return 0;
+  }
+  const off_t hole = ::lseek(fd, data, SEEK_HOLE);
+  if (hole < 0 && errno != ENXIO) return errno;
+  const std::uint64_t mapped = hole < 0 ? left : static_cast<std::uint64_t>(hole) - offset;
+  extent = {std::min((mapped + block - 1) / block * block, left), true};
+  return 0;
+}
+
+int discard_device(int fd, std::uint64_t offset, std::uint64_t length) {
+  std::uint64_t range[2] = {offset, length};
+  while (::ioctl(fd, BLKDISCARD, range) != 0) {
+    if (errno != EINTR) return errno;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -95,6 +142,7 @@ Result<FileProbe> probe_file(int fd) {
     VMBUSD_CHECK(probe_block_device(fd, probe));
   } else if (S_ISREG(status.st_mode)) {
     probe.size_bytes = static_cast<std::uint64_t>(status.st_size);
+    probe.discards = probe.discard_zeroes = probe.writable && can_punch_holes(fd, probe.size_bytes);
     if (probe.direct) VMBUSD_CHECK(probe_direct_file(fd, probe));
     // Smaller writes make the file system read first.
     const auto unit = static_cast<std::uint64_t>(status.st_blksize);
@@ -115,7 +163,7 @@ Result<FileProbe> probe_file(int fd) {
 //                                      +-------------+   short transfer, EINTR, EAGAIN
 class FileQueue final : public DiskQueue, private io::Pollable {
  public:
-  FileQueue(const FileDisk& disk, io::Worker& worker) : disk_(disk), worker_(worker) {
+  FileQueue(FileDisk& disk, io::Worker& worker) : disk_(disk), worker_(worker) {
     if (disk.probe_.memory_alignment > 1 || disk.probe_.direct) {
       bounce_ready_ = bounce_.reserve(disk.options_.max_transfer_bytes).has_value();
     }
@@ -123,6 +171,8 @@ class FileQueue final : public DiskQueue, private io::Pollable {
 
   ~FileQueue() override {
     VMBUSD_ASSERT(in_flight_.empty() && backlog_.empty() && bounce_waiting_.empty());
+    // The last request's end may have come before its post() was over, which still uses queue and worker.
+    while (posting_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
     VMBUSD_ASSERT(!poll_hook.is_linked());
   }
 
@@ -130,13 +180,27 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     request.queue = this;
     request.bytes_done = 0;
     request.retries = 0;
+    request.aborted = false;
     if (cancelled_) return request.disk_done(ECANCELED);
     if (disk_.options_.ignore_flush) {
       if (request.io.op == DiskOp::kFlush) return request.disk_done(0);
       request.io.fua = false;
     }
+    if (request.io.op > DiskOp::kFlush) return submit_provisioning(request);
     if (request.io.op != DiskOp::kFlush && needs_bounce(request)) return bounce(request);
     start(request);
+  }
+
+  void abort(DiskRequest& request) noexcept override {
+    request.aborted = true;
+    for (List* const list : {&bounce_waiting_, &backlog_}) {
+      const auto found =
+          std::find_if(list->begin(), list->end(), [&](const DiskRequest& r) { return &r == &request; });
+      if (found == list->end()) continue;
+      list->erase(found);
+      return finish(request, ECANCELED);
+    }
+    cancel_in_kernel(request);
   }
 
   void cancel() noexcept override {
@@ -149,13 +213,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
       }
     }
     worker_.deactivate(*this);
-    // What io_uring has queued but not begun ends early. A request that finds no SQE here just takes its
-    // time.
-    for (DiskRequest& request : in_flight_) {
-      io_uring_sqe* const sqe = worker_.sqe(cancel_result_ignored());
-      if (sqe == nullptr) break;
-      io_uring_prep_cancel(sqe, static_cast<io::IoOp*>(&request), 0);
-    }
+    for (DiskRequest& request : in_flight_) cancel_in_kernel(request);
   }
 
  private:
@@ -172,6 +230,33 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     };
     static Ignored op;  // stateless, and may be completed after the queue is gone
     return op;
+  }
+
+  // io_uring has fallocate, but neither discards of devices (before Linux 6.12) nor lseek.
+  void submit_provisioning(DiskRequest& request) noexcept {
+    const bool device = disk_.probe_.block_device;
+    if (request.io.op == DiskOp::kMap && device) {
+      request.extent = {disk_.geometry_.size_bytes - request.io.offset, true};
+      return request.disk_done(0);
+    }
+    if (request.io.op == DiskOp::kZero || !(device || request.io.op == DiskOp::kMap)) return start(request);
+    in_flight_.push_back(request);
+    posting_.fetch_add(1, std::memory_order_relaxed);
+    disk_.blocking_calls_.post([this, &request] {
+      const int fd = disk_.fd_.get();
+      const int error = request.io.op == DiskOp::kMap
+                            ? find_extent(fd, disk_.geometry_, request.io.offset, request.extent)
+                            : discard_device(fd, request.io.offset, request.io.length);
+      worker_.post([this, &request, error] { completed(request, -error); });
+      // release: pairs with the acquire in the destructor.
+      posting_.fetch_sub(1, std::memory_order_release);
+    });
+  }
+
+  // What io_uring has queued but not begun ends early. A request that finds no SQE here just takes its time.
+  void cancel_in_kernel(DiskRequest& request) noexcept {
+    io_uring_sqe* const sqe = worker_.sqe(cancel_result_ignored());
+    if (sqe != nullptr) io_uring_prep_cancel(sqe, static_cast<io::IoOp*>(&request), 0);
   }
 
   bool needs_bounce(const DiskRequest& request) const {
@@ -215,11 +300,22 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     in_flight_.push_back(request);
   }
 
+  // On a device, too, where the kernel makes of it what the device has for zeros. [linux: block/fops.c,
+  // blkdev_fallocate]
+  static int fallocate_mode(const DiskIo& io) {
+    const bool hole = io.op == DiskOp::kDiscard || io.unmap;
+    return FALLOC_FL_KEEP_SIZE | (hole ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+  }
+
   void prepare(io_uring_sqe& sqe, DiskRequest& request) const {
     const int fd = disk_.fd_.get();
     const DiskIo& io = request.io;
     if (io.op == DiskOp::kFlush) {
       io_uring_prep_fsync(&sqe, fd, IORING_FSYNC_DATASYNC);
+      return;
+    }
+    if (io.op > DiskOp::kFlush) {
+      io_uring_prep_fallocate(&sqe, fd, fallocate_mode(io), io.offset, io.length);
       return;
     }
     std::span<iovec> buffers = request.buffers;
@@ -250,7 +346,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
   void completed(DiskRequest& request, std::int32_t result) noexcept override {
     in_flight_.erase(in_flight_.iterator_to(request));
     if (result < 0) return failed(request, -result);
-    if (request.io.op == DiskOp::kFlush) return finish(request, 0);
+    if (request.io.op >= DiskOp::kFlush) return finish(request, 0);
 
     const auto moved = static_cast<std::uint32_t>(result);
     const std::uint32_t left = request.io.length - request.bytes_done;
@@ -264,13 +360,17 @@ class FileQueue final : public DiskQueue, private io::Pollable {
 
   // Transient conditions are tried again, a bounded number of times in a row.
   void failed(DiskRequest& request, int error) noexcept {
+    if (error == EOPNOTSUPP && request.io.op == DiskOp::kZero && request.io.unmap) {
+      request.io.unmap = false;  // zeros that take space, then
+      return restart(request);
+    }
     const bool transient = error == EINTR || error == EAGAIN;
     if (!transient || ++request.retries > kRetriesMax) return finish(request, error);
     restart(request);
   }
 
   void restart(DiskRequest& request) noexcept {
-    if (cancelled_) return finish(request, ECANCELED);
+    if (cancelled_ || request.aborted) return finish(request, ECANCELED);
     start(request);
   }
 
@@ -328,11 +428,12 @@ class FileQueue final : public DiskQueue, private io::Pollable {
   bool prepare_sleep() noexcept override { return backlog_.empty(); }
   void woken() noexcept override {}
 
-  const FileDisk& disk_;
+  FileDisk& disk_;
   io::Worker& worker_;
   List bounce_waiting_;
   List backlog_;
   List in_flight_;
+  std::atomic<std::uint32_t> posting_{0};  // blocking calls that have not posted their outcome
   BouncePool bounce_;
   bool bounce_ready_ = false;
   bool cancelled_ = false;

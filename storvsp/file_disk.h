@@ -6,6 +6,7 @@
 
 #include "base/fd.h"
 #include "base/result.h"
+#include "storvsp/blocking_calls.h"
 #include "storvsp/disk.h"
 
 namespace vmbusd::storvsp {
@@ -20,10 +21,12 @@ struct FileProbe {
   bool writable = false;                     // opened for writing, and the device is not read-only
   bool block_device = false;
   bool rotational = false;
+  bool discards = false;        // space can be given back
+  bool discard_zeroes = false;  // and what was given back reads as zeros
 };
 
 // Errc::kConfig: neither a regular file nor a block device, or not open for reading; Errc::kOs: it cannot be
-// examined. Any thread; may read from the file.
+// examined. Any thread; may read from the file, and asks it to give back nothing where it is writable.
 [[nodiscard]] Result<FileProbe> probe_file(int fd);
 
 // Reads and writes go by io_uring straight between the file and the buffers. Only buffers that O_DIRECT
@@ -48,6 +51,7 @@ class FileDisk final : public Disk {
   FileProbe probe_;
   DiskGeometry geometry_;
   Options options_;
+  BlockingCalls blocking_calls_;
 };
 
 }  // namespace vmbusd::storvsp

@@ -7,19 +7,29 @@ namespace {
 
 class NullQueue final : public DiskQueue {
  public:
-  void submit(DiskRequest& request) noexcept override { request.disk_done(0); }
+  explicit NullQueue(const DiskGeometry& geometry) : geometry_(geometry) {}
+
+  void submit(DiskRequest& request) noexcept override {
+    if (request.io.op == DiskOp::kMap) {
+      request.extent = {geometry_.size_bytes - request.io.offset, true};
+    }
+    request.disk_done(0);
+  }
+  void abort(DiskRequest& /*request*/) noexcept override {}
   void cancel() noexcept override {}
 
  private:
   void completed(DiskRequest& /*request*/, std::int32_t /*result*/) noexcept override {
     VMBUSD_ASSERT(false);  // nothing is ever submitted to the kernel
   }
+
+  DiskGeometry geometry_;
 };
 
 }  // namespace
 
 std::unique_ptr<DiskQueue> NullDisk::open_queue(io::Worker& /*worker*/) {
-  return std::make_unique<NullQueue>();
+  return std::make_unique<NullQueue>(geometry_);
 }
 
 }  // namespace vmbusd::storvsp

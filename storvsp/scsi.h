@@ -1,5 +1,5 @@
 // SCSI as it stands on the wire: operation codes, status, sense data, parameter data. Big-endian throughout.
-// Facts from SPC-4 and SBC-3.
+// Facts from SPC-4 and SBC-4.
 #pragma once
 
 #include <array>
@@ -24,23 +24,35 @@ enum class Opcode : std::uint8_t {
   kReadCapacity10 = 0x25,
   kRead10 = 0x28,
   kWrite10 = 0x2a,
+  kWriteAndVerify10 = 0x2e,
   kVerify10 = 0x2f,
   kSynchronizeCache10 = 0x35,
+  kWriteSame10 = 0x41,
+  kUnmap = 0x42,
   kModeSelect10 = 0x55,
   kModeSense10 = 0x5a,
   kRead16 = 0x88,
+  kCompareAndWrite = 0x89,
   kWrite16 = 0x8a,
+  kWriteAndVerify16 = 0x8e,
   kVerify16 = 0x8f,
   kSynchronizeCache16 = 0x91,
+  kWriteSame16 = 0x93,
   kServiceActionIn16 = 0x9e,
   kReportLuns = 0xa0,
+  kMaintenanceIn = 0xa3,
   kRead12 = 0xa8,
   kWrite12 = 0xaa,
+  kWriteAndVerify12 = 0xae,
   kVerify12 = 0xaf,
 };
 
 // Of kServiceActionIn16.
 inline constexpr std::uint8_t kReadCapacity16 = 0x10;
+inline constexpr std::uint8_t kGetLbaStatus = 0x12;
+// Of kMaintenanceIn.
+inline constexpr std::uint8_t kReportOperationCodes = 0x0c;
+inline constexpr std::uint8_t kReportTaskManagement = 0x0d;
 
 enum class Status : std::uint8_t {
   kGood = 0x00,
@@ -58,6 +70,7 @@ enum class SenseKey : std::uint8_t {
   kUnitAttention = 0x6,
   kDataProtect = 0x7,
   kAbortedCommand = 0xb,
+  kMiscompare = 0xe,
 };
 
 // Additional sense code << 8 | qualifier. [SPC-4: ASC and ASCQ assignments]
@@ -66,6 +79,7 @@ enum class Asc : std::uint16_t {
   kWriteError = 0x0c00,
   kUnrecoveredReadError = 0x1100,
   kParameterListLengthError = 0x1a00,
+  kMiscompareDuringVerify = 0x1d00,
   kInvalidCommandOperationCode = 0x2000,
   kLbaOutOfRange = 0x2100,
   kInvalidFieldInCdb = 0x2400,
@@ -73,6 +87,9 @@ enum class Asc : std::uint16_t {
   kInvalidFieldInParameterList = 0x2600,
   kWriteProtected = 0x2700,
   kSpaceAllocationFailedWriteProtect = 0x2707,
+  kPowerOnOrReset = 0x2900,
+  kBusReset = 0x2902,
+  kLogicalUnitReset = 0x2903,
   kSavingParametersNotSupported = 0x3900,
   kInternalTargetFailure = 0x4400,
 };
@@ -98,9 +115,20 @@ static_assert(offsetof(FixedSense, flags_and_key) == 2 && offsetof(FixedSense, a
 
 inline constexpr std::uint8_t kSenseCurrentFixed = 0x70;
 inline constexpr std::uint8_t kSenseCurrentDescriptor = 0x72;
+inline constexpr std::uint8_t kSenseInformationValid = 0x80;  // of response_code
 inline constexpr std::uint8_t kSenseSpecificValid = 0x80;
 inline constexpr std::uint8_t kSenseInCdb = 0x40;  // else in the parameter list
 inline constexpr std::uint8_t kSenseBitValid = 0x08;
+
+// [SPC-4: Descriptor format sense data] without descriptors.
+struct DescriptorSense {
+  std::uint8_t response_code;  // kSenseCurrentDescriptor
+  std::uint8_t key;
+  std::uint8_t asc;
+  std::uint8_t ascq;
+  std::array<std::uint8_t, 4> others;
+};
+static_assert(kIsWire<DescriptorSense, 8>);
 
 // [SPC-4: Standard INQUIRY data], with the descriptors that we leave empty.
 struct InquiryData {
@@ -134,6 +162,7 @@ enum class VpdPage : std::uint8_t {
   kSupportedPages = 0x00,
   kUnitSerialNumber = 0x80,
   kDeviceIdentification = 0x83,
+  kExtendedInquiry = 0x86,
   kBlockLimits = 0xb0,
   kBlockDeviceCharacteristics = 0xb1,
   kLogicalBlockProvisioning = 0xb2,
@@ -158,10 +187,22 @@ inline constexpr std::uint8_t kCodeSetBinary = 1;
 inline constexpr std::uint8_t kDesignatorT10Vendor = 1;
 inline constexpr std::uint8_t kDesignatorNaa = 3;
 
+// [SPC-4: Extended INQUIRY Data VPD page]
+struct ExtendedInquiryPage {
+  VpdHeader header;
+  std::uint8_t flags4;
+  std::uint8_t flags5;  // kExtendedSimpleTasks
+  std::uint8_t flags6;  // kExtendedVolatileCache
+  std::array<std::uint8_t, 57> others;
+};
+static_assert(kIsWire<ExtendedInquiryPage, 64>);
+inline constexpr std::uint8_t kExtendedSimpleTasks = 0x01;
+inline constexpr std::uint8_t kExtendedVolatileCache = 0x01;
+
 // [SBC-3: Block Limits VPD page]
 struct BlockLimitsPage {
   VpdHeader header;
-  std::uint8_t flags;                  // bit 0: WSNZ
+  std::uint8_t flags;                  // kWriteSameNonZero
   std::uint8_t max_compare_and_write;  // blocks
   BigEndian16 optimal_granularity;     // blocks, as are all below
   BigEndian32 max_transfer;            // 0: no limit told
@@ -181,6 +222,9 @@ static_assert(offsetof(BlockLimitsPage, optimal_granularity) == 6 &&
               offsetof(BlockLimitsPage, unmap_alignment) == 32 &&
               offsetof(BlockLimitsPage, max_write_same) == 36);
 
+inline constexpr std::uint32_t kUnmapAlignmentValid = 0x80000000;
+inline constexpr std::uint8_t kWriteSameNonZero = 0x01;  // WRITE SAME of 0 blocks is refused
+
 // [SBC-3: Block Device Characteristics VPD page]
 struct BlockCharacteristicsPage {
   VpdHeader header;
@@ -194,11 +238,90 @@ inline constexpr std::uint16_t kNotRotating = 1;
 struct ProvisioningPage {
   VpdHeader header;
   std::uint8_t threshold_exponent;
-  std::uint8_t flags;  // LBPU, LBPWS, LBPWS10, LBPRZ, ANC_SUP, DP
-  std::uint8_t type;   // 0: fully provisioned
+  std::uint8_t flags;  // kProvisioning...
+  std::uint8_t type;   // 0: fully provisioned; kProvisioningThin
   std::uint8_t reserved;
 };
 static_assert(kIsWire<ProvisioningPage, 8>);
+inline constexpr std::uint8_t kProvisioningUnmap = 0x80;
+inline constexpr std::uint8_t kProvisioningWriteSame16 = 0x40;
+inline constexpr std::uint8_t kProvisioningWriteSame10 = 0x20;
+inline constexpr std::uint8_t kProvisioningReadsZeros = 0x04;  // what is unmapped
+inline constexpr std::uint8_t kProvisioningThin = 2;
+
+// [SBC-3: UNMAP command, UNMAP parameter list]
+struct UnmapHeader {
+  BigEndian16 data_length;         // bytes behind this field
+  BigEndian16 descriptors_length;  // bytes behind the header
+  BigEndian32 reserved;
+};
+static_assert(kIsWire<UnmapHeader, 8>);
+struct UnmapDescriptor {
+  BigEndian64 lba;
+  BigEndian32 blocks;
+  BigEndian32 reserved;
+};
+static_assert(kIsWire<UnmapDescriptor, 16> && offsetof(UnmapDescriptor, blocks) == 8);
+
+// [SBC-3: GET LBA STATUS command, parameter data]
+struct LbaStatusHeader {
+  BigEndian32 data_length;  // bytes behind this field
+  BigEndian32 reserved;
+};
+static_assert(kIsWire<LbaStatusHeader, 8>);
+struct LbaStatusDescriptor {
+  BigEndian64 lba;
+  BigEndian32 blocks;
+  std::uint8_t status;  // low nibble: kLbaMapped, kLbaDeallocated
+  std::array<std::uint8_t, 3> reserved;
+};
+static_assert(kIsWire<LbaStatusDescriptor, 16> && offsetof(LbaStatusDescriptor, status) == 12);
+inline constexpr std::uint8_t kLbaMapped = 0;
+inline constexpr std::uint8_t kLbaDeallocated = 1;
+
+// [SPC-4: REPORT SUPPORTED OPERATION CODES command, all_commands parameter data]
+struct CommandDescriptor {
+  std::uint8_t opcode;
+  std::uint8_t reserved;
+  BigEndian16 service_action;
+  std::uint8_t reserved2;
+  std::uint8_t flags;  // kCommandServiceAction, kCommandTimeouts
+  BigEndian16 cdb_length;
+};
+static_assert(kIsWire<CommandDescriptor, 8> && offsetof(CommandDescriptor, cdb_length) == 6);
+inline constexpr std::uint8_t kCommandServiceAction = 0x01;  // the service action is valid
+inline constexpr std::uint8_t kCommandTimeouts = 0x02;       // a CommandTimeouts follows
+
+struct CommandTimeouts {
+  BigEndian16 length;  // bytes behind this field
+  std::uint8_t reserved;
+  std::uint8_t command_specific;
+  BigEndian32 nominal;  // seconds; 0: not told, so below
+  BigEndian32 recommended;
+};
+static_assert(kIsWire<CommandTimeouts, 12>);
+
+// [SPC-4: REPORT SUPPORTED OPERATION CODES command, one_command parameter data], without the usage data
+struct OneCommandHeader {
+  std::uint8_t reserved;
+  std::uint8_t support;  // kCommandUnsupported, kCommandSupported; bit 7: a CommandTimeouts follows
+  BigEndian16 cdb_length;
+};
+static_assert(kIsWire<OneCommandHeader, 4>);
+inline constexpr std::uint8_t kCommandUnsupported = 1;
+inline constexpr std::uint8_t kCommandSupported = 3;
+inline constexpr std::uint8_t kOneCommandTimeouts = 0x80;
+
+// [SPC-4: REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS command]
+struct TaskManagementData {
+  std::uint8_t functions;  // kTaskLogicalUnitReset, kTaskTargetReset
+  std::uint8_t functions2;
+  std::uint8_t reserved;
+  std::uint8_t additional_length;
+};
+static_assert(kIsWire<TaskManagementData, 4>);
+inline constexpr std::uint8_t kTaskLogicalUnitReset = 0x08;
+inline constexpr std::uint8_t kTaskTargetReset = 0x02;
 
 struct ReadCapacity10Data {
   BigEndian32 last_lba;  // 0xffffffff: ask READ CAPACITY(16)
@@ -216,6 +339,8 @@ struct ReadCapacity16Data {
 };
 static_assert(kIsWire<ReadCapacity16Data, 32>);
 static_assert(offsetof(ReadCapacity16Data, physical_exponent) == 13);
+inline constexpr std::uint16_t kCapacityThin = 0x8000;        // of provisioning_and_lowest_aligned_lba: LBPME
+inline constexpr std::uint16_t kCapacityReadsZeros = 0x4000;  // LBPRZ
 
 struct ReportLunsHeader {
   BigEndian32 list_length;  // bytes behind the header
@@ -244,10 +369,32 @@ inline constexpr std::uint8_t kModeWriteProtected = 0x80;
 inline constexpr std::uint8_t kModeDpoFua = 0x10;
 
 enum class ModePage : std::uint8_t {
+  kErrorRecovery = 0x01,
   kCaching = 0x08,
   kControl = 0x0a,
+  kInformationalExceptions = 0x1c,
   kAll = 0x3f,
 };
+
+// [SBC-3: Read-Write Error Recovery mode page]
+struct ErrorRecoveryModePage {
+  std::uint8_t page;
+  std::uint8_t length;
+  std::uint8_t flags;  // kRecoveryWriteReallocation
+  std::array<std::uint8_t, 9> others;
+};
+static_assert(kIsWire<ErrorRecoveryModePage, 12>);
+inline constexpr std::uint8_t kRecoveryWriteReallocation = 0x80;  // AWRE
+
+// [SPC-4: Informational Exceptions Control mode page]
+struct InformationalExceptionsModePage {
+  std::uint8_t page;
+  std::uint8_t length;
+  std::uint8_t flags;  // kExceptionsDisabled
+  std::array<std::uint8_t, 9> others;
+};
+static_assert(kIsWire<InformationalExceptionsModePage, 12>);
+inline constexpr std::uint8_t kExceptionsDisabled = 0x08;  // DEXCPT
 
 // [SBC-3: Caching mode page]
 struct CachingModePage {

@@ -2,41 +2,13 @@
 #include <bit>
 
 #include "storvsp/scsi_handlers.h"
+#include "storvsp/scsi_range.h"
 
 namespace vmbusd::storvsp {
 namespace {
 
 using scsi::Asc;
 using scsi::SenseKey;
-
-// The blocks that a CDB names, and where its fields stand.
-struct BlockRange {
-  std::uint64_t lba;
-  std::uint32_t blocks;
-  std::uint16_t lba_byte;
-  std::uint16_t blocks_byte;
-};
-
-BlockRange range6(const ScsiCommand& command) {
-  constexpr std::uint32_t kZeroMeans = 256;
-  const std::uint32_t lba = cdb_field<std::uint32_t>(command, 0) & 0x1fffff;
-  const std::uint32_t blocks = command.cdb[4];
-  return {lba, blocks == 0 ? kZeroMeans : blocks, 1, 4};
-}
-BlockRange range10(const ScsiCommand& command) {
-  return {cdb_field<std::uint32_t>(command, 2), cdb_field<std::uint16_t>(command, 7), 2, 7};
-}
-BlockRange range12(const ScsiCommand& command) {
-  return {cdb_field<std::uint32_t>(command, 2), cdb_field<std::uint32_t>(command, 6), 2, 6};
-}
-BlockRange range16(const ScsiCommand& command) {
-  return {cdb_field<std::uint64_t>(command, 2), cdb_field<std::uint32_t>(command, 10), 2, 10};
-}
-
-bool in_range(const LogicalUnit& lun, const BlockRange& range) {
-  const std::uint64_t blocks = lun.blocks();
-  return range.lba <= blocks && range.blocks <= blocks - range.lba;
-}
 
 bool fua(const ScsiCommand& command) {
   return (command.cdb[1] & 0x08) != 0;
@@ -59,14 +31,6 @@ ScsiNext read_write(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& re
   io.offset = range.lba * block_bytes;
   io.length = static_cast<std::uint32_t>(length);
   return ScsiNext::kDisk;
-}
-
-// The medium has no errors of its own that reading it without a comparison could find.
-ScsiNext verify(const LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result,
-                const BlockRange& range) {
-  if ((command.cdb[1] & 0x06) != 0) return invalid_cdb(result, Asc::kInvalidFieldInCdb, {1, 2});  // BYTCHK
-  if (!in_range(lun, range)) return invalid_cdb(result, Asc::kLbaOutOfRange, {range.lba_byte});
-  return succeed(result);
 }
 
 // More than was asked for is flushed: the whole disk.
@@ -104,16 +68,6 @@ ScsiNext write16(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& resul
   return read_write(lun, command, result, io, DiskOp::kWrite, fua(command), range16(command));
 }
 
-ScsiNext verify10(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& /*io*/) {
-  return verify(lun, command, result, range10(command));
-}
-ScsiNext verify12(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& /*io*/) {
-  return verify(lun, command, result, range12(command));
-}
-ScsiNext verify16(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& /*io*/) {
-  return verify(lun, command, result, range16(command));
-}
-
 ScsiNext synchronize_cache10(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& io) {
   return synchronize_cache(lun, result, io, range10(command));
 }
@@ -146,6 +100,10 @@ ScsiNext read_capacity16(LogicalUnit& lun, const ScsiCommand& command, ScsiResul
   data.block_length = geometry.logical_block_bytes;
   data.physical_exponent = static_cast<std::uint8_t>(
       std::countr_zero(geometry.physical_block_bytes / geometry.logical_block_bytes));
+  std::uint16_t provisioning = 0;  // and lowest aligned LBA: 0
+  if (geometry.discards) provisioning |= scsi::kCapacityThin;
+  if (geometry.discard_zeroes) provisioning |= scsi::kCapacityReadsZeros;
+  data.provisioning_and_lowest_aligned_lba = provisioning;
   return reply(command, result, wire_bytes(data), cdb_field<std::uint32_t>(command, 10));
 }
 

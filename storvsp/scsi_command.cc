@@ -45,6 +45,19 @@ ScsiNext invalid_parameter(ScsiResult& result, FieldPointer field) {
   return illegal_request(result, scsi::Asc::kInvalidFieldInParameterList, field, 0);
 }
 
+ScsiNext parameter_list_length_error(ScsiResult& result) {
+  return check_condition(result, scsi::SenseKey::kIllegalRequest, scsi::Asc::kParameterListLengthError);
+}
+
+ScsiNext miscompare(ScsiResult& result, std::optional<std::uint32_t> offset) {
+  check_condition(result, scsi::SenseKey::kMiscompare, scsi::Asc::kMiscompareDuringVerify);
+  if (offset) {
+    result.sense.response_code |= scsi::kSenseInformationValid;
+    result.sense.information = *offset;
+  }
+  return ScsiNext::kComplete;
+}
+
 ScsiNext reply(const ScsiCommand& command, ScsiResult& result, std::span<const std::byte> bytes,
                std::uint32_t allocation_length) {
   std::size_t left = std::min<std::size_t>({bytes.size(), allocation_length, command.data_length});
@@ -60,13 +73,19 @@ ScsiNext reply(const ScsiCommand& command, ScsiResult& result, std::span<const s
   return ScsiNext::kComplete;
 }
 
-void copy_parameters(const ScsiCommand& command, std::span<std::byte> out) {
-  VMBUSD_ASSERT(out.size() <= command.data_length);
+void copy_parameters(const ScsiCommand& command, std::span<std::byte> out, std::uint32_t offset) {
+  VMBUSD_ASSERT(offset <= command.data_length && out.size() <= command.data_length - offset);
+  std::size_t skip = offset;
   for (const iovec& buffer : command.data) {
-    const std::size_t size = std::min(out.size(), buffer.iov_len);
+    if (skip >= buffer.iov_len) {
+      skip -= buffer.iov_len;
+      continue;
+    }
+    const std::size_t size = std::min(out.size(), buffer.iov_len - skip);
     if (size == 0) break;
-    std::memcpy(out.data(), buffer.iov_base, size);
+    std::memcpy(out.data(), static_cast<const std::byte*>(buffer.iov_base) + skip, size);
     out = out.subspan(size);
+    skip = 0;
   }
 }
 

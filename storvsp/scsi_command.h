@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
+#include <optional>
 #include <span>
 
 #include "storvsp/scsi.h"
@@ -31,8 +33,11 @@ struct ScsiResult {
 
 // What a command needs next.
 enum class ScsiNext : std::uint8_t {
-  kComplete,  // nothing: the ScsiResult is final
-  kDisk,      // the DiskIo, then LogicalUnit::finish()
+  kComplete,      // nothing: the ScsiResult is final
+  kDisk,          // the DiskIo, then LogicalUnit::finish()
+  kJob,           // begin_job()
+  kExclusiveJob,  // begin_job(), with no other command of the LUN under way: see LogicalUnit::try_exclusive()
+  kHold,          // execute() again when the exclusive job is over
 };
 
 // Where a CDB or parameter list is wrong: the byte, and the most significant bit of the field.
@@ -47,12 +52,16 @@ ScsiNext check_condition(ScsiResult& result, scsi::SenseKey key, scsi::Asc asc);
 // ILLEGAL REQUEST.
 ScsiNext invalid_cdb(ScsiResult& result, scsi::Asc asc, FieldPointer field);
 ScsiNext invalid_parameter(ScsiResult& result, FieldPointer field);
+ScsiNext parameter_list_length_error(ScsiResult& result);
+// Data differ; at `offset` from the start of the guest's buffer, where that is to be told.
+ScsiNext miscompare(ScsiResult& result, std::optional<std::uint32_t> offset);
 // Copies `bytes` into the guest's buffer, as much as the buffer and the CDB's allocation length take.
 ScsiNext reply(const ScsiCommand& command, ScsiResult& result, std::span<const std::byte> bytes,
                std::uint32_t allocation_length);
 
-// Copies parameter data out of the guest's buffer, once. `out` is at most command.data_length bytes.
-void copy_parameters(const ScsiCommand& command, std::span<std::byte> out);
+// Copies data out of the guest's buffer from `offset` on, once. No more than command.data_length bytes are
+// there.
+void copy_parameters(const ScsiCommand& command, std::span<std::byte> out, std::uint32_t offset = 0);
 
 // The big-endian integer of type T at cdb[offset]. On every I/O's path, hence not by BigEndian's loop over
 // bytes.

@@ -1,5 +1,6 @@
 // Command sequences against a LUN whose medium is memory, compared with a model that knows only what blocks
 // hold. Each input is a list of actions.
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -47,12 +48,17 @@ void put_big_endian(std::array<std::uint8_t, 16>& cdb, std::size_t at, std::size
 class Session {
  public:
   explicit Session(FuzzInput& input)
-      : input_(input), options_(make_options(input)), lun_(options_), model_(lun_.medium) {}
+      : input_(input),
+        options_(make_options(input)),
+        lun_(options_),
+        model_(lun_.medium),
+        mapped_(lun_.mapped) {}
 
   void run() {
     for (std::size_t i = 0; i < kActionsMax && !input_.empty(); ++i) {
       lun_.disk_error = 0;
-      switch (input_.below(5)) {
+      lun_.zeroes_by_writing = input_.below(2) == 0;
+      switch (input_.below(7)) {
         case 0:
           read_write(false);
           break;
@@ -66,12 +72,19 @@ class Session {
         case 3:
           mode_select();
           break;
+        case 4:
+          medium_command();
+          break;
+        case 5:
+          lba_status();
+          break;
         default:
           anything();
           break;
       }
     }
     VMBUSD_ASSERT(lun_.medium == model_);
+    VMBUSD_ASSERT(lun_.mapped == mapped_);
   }
 
  private:
@@ -81,7 +94,216 @@ class Session {
     options.read_only = input.below(4) == 0;
     options.write_cache = input.below(4) != 0;
     options.write_cache_changeable = input.below(2) == 0;
+    options.geometry.discards = input.below(4) != 0;
+    options.geometry.discard_zeroes = options.geometry.discards;
     return options;
+  }
+
+  [[nodiscard]] std::uint32_t block_bytes() const { return options_.geometry.logical_block_bytes; }
+  void set_mapped(std::uint64_t lba, std::uint64_t blocks, bool mapped) {
+    std::fill_n(mapped_.begin() + static_cast<std::ptrdiff_t>(lba), blocks, mapped);
+  }
+
+  // What a CDB with the fields of its length says, read in another way than the LUN does.
+  struct Fields {
+    std::uint64_t lba;
+    std::uint64_t blocks;
+  };
+  static Fields fields_of(const std::array<std::uint8_t, 16>& cdb) {
+    const auto number = [&](std::size_t at, std::size_t size) {
+      std::uint64_t value = 0;
+      for (std::size_t i = 0; i < size; ++i) value = value * 256 + cdb[at + i];
+      return value;
+    };
+    if (cdb[0] == 0x89) return {number(2, 8), cdb[13]};
+    if (cdb[0] < 0x20) return {number(2, 2) + (cdb[1] & 0x1fu) * 65536, cdb[4] == 0 ? 256u : cdb[4]};
+    if (cdb[0] < 0x80) return {number(2, 4), number(7, 2)};
+    if (cdb[0] < 0xa0) return {number(2, 8), number(10, 4)};
+    return {number(2, 4), number(6, 4)};
+  }
+
+  // The first byte in which `data` and the medium from `at` on differ, or `size`.
+  [[nodiscard]] std::size_t difference(std::size_t at, std::span<const std::byte> data,
+                                       std::size_t size) const {
+    std::size_t i = 0;
+    while (i < size && model_[at + i] == data[i % data.size()]) ++i;
+    return i;
+  }
+
+  // A command ended without the medium failing: what it may have said, and what it did to the medium.
+  void model_command(const std::array<std::uint8_t, 16>& cdb, std::span<const std::byte> data,
+                     const ScsiResult& result) {
+    const bool good = result.status == scsi::Status::kGood;
+    const bool differs = !good && result.sense.flags_and_key == 0xe;
+    const Fields fields = fields_of(cdb);
+    const std::size_t at = fields.lba * block_bytes();
+    const std::size_t size = fields.blocks * block_bytes();
+    switch (cdb[0]) {
+      case 0x0a:
+      case 0x2a:
+      case 0x2e:
+      case 0x8a:
+      case 0x8e:
+      case 0xaa:
+      case 0xae:
+        VMBUSD_ASSERT(!differs);
+        if (!good) return;
+        VMBUSD_ASSERT(result.transferred == size);
+        std::copy_n(data.begin(), size, model_.begin() + static_cast<std::ptrdiff_t>(at));
+        return set_mapped(fields.lba, fields.blocks, true);
+      case 0x2f:
+      case 0x8f:
+      case 0xaf: {
+        const std::uint8_t check = (cdb[1] >> 1) & 3;
+        if (check == 0 || fields.blocks == 0 || !(good || differs)) return VMBUSD_ASSERT(!differs);
+        const bool equal = difference(at, check == 3 ? data.first(block_bytes()) : data, size) == size;
+        VMBUSD_ASSERT(good == equal);
+        return;
+      }
+      case 0x89: {
+        if (fields.blocks == 0 || !(good || differs)) return VMBUSD_ASSERT(!differs);
+        const std::size_t first = difference(at, data, size);
+        VMBUSD_ASSERT(good == (first == size));
+        if (differs) return VMBUSD_ASSERT(result.sense.information == first);
+        VMBUSD_ASSERT(result.transferred == 2 * size);
+        std::copy_n(data.begin() + static_cast<std::ptrdiff_t>(size), size,
+                    model_.begin() + static_cast<std::ptrdiff_t>(at));
+        return set_mapped(fields.lba, fields.blocks, true);
+      }
+      case 0x41:
+      case 0x93: {
+        VMBUSD_ASSERT(!differs);
+        if (!good) return;
+        bool zero = true;
+        const bool no_data = cdb[0] == 0x93 && (cdb[1] & 1) != 0;
+        for (std::size_t i = 0; i < size; ++i) {
+          model_[at + i] = no_data ? std::byte{} : data[i % block_bytes()];
+          zero &= model_[at + i] == std::byte{};
+        }
+        const bool freed = zero && (cdb[1] & 8) != 0 && !lun_.zeroes_by_writing;
+        return set_mapped(fields.lba, fields.blocks, !freed);
+      }
+      case 0x42:
+        VMBUSD_ASSERT(!differs);
+        if (good) model_unmap(data.first(cdb[7] * 256u + cdb[8]));
+        return;
+      default:
+        VMBUSD_ASSERT(!differs);
+    }
+  }
+
+  void model_unmap(std::span<const std::byte> list) {
+    if (list.empty()) return;
+    const auto number = [&](std::size_t from, std::size_t size) {
+      std::uint64_t value = 0;
+      for (std::size_t i = 0; i < size; ++i)
+        value = value << 8 | std::to_integer<std::uint64_t>(list[from + i]);
+      return value;
+    };
+    const std::size_t end = std::min<std::size_t>(list.size(), 8 + number(2, 2));
+    for (std::size_t from = 8; from + 16 <= end; from += 16) {
+      const std::uint64_t lba = number(from, 8);
+      const std::uint64_t blocks = number(from + 8, 4);
+      VMBUSD_ASSERT(lba + blocks <= kBlocks);
+      std::fill_n(model_.begin() + static_cast<std::ptrdiff_t>(lba * block_bytes()), blocks * block_bytes(),
+                  std::byte{});
+      set_mapped(lba, blocks, false);
+    }
+  }
+
+  // A command near to one that is right, over data near to what the medium holds.
+  void medium_command() {
+    static constexpr std::array<std::uint8_t, 10> kOpcodes = {0x2e, 0xae, 0x8e, 0x2f, 0xaf,
+                                                              0x8f, 0x89, 0x41, 0x93, 0x42};
+    std::array<std::uint8_t, 16> cdb{};
+    cdb[0] = kOpcodes[input_.below(kOpcodes.size())];
+    static constexpr std::array<std::uint8_t, 8> kFlags = {0, 0, 0x02, 0x06, 0x08, 0x09, 0x01, 0x10};
+    cdb[1] = kFlags[input_.below(kFlags.size())];
+    const std::uint64_t lba = input_.below(100);
+    const std::uint64_t blocks = input_.below(12);
+    std::size_t size = blocks * block_bytes();
+    std::size_t cdb_size = 16;
+    if (cdb[0] == 0x42) {
+      cdb_size = 10;
+      size = 8 + 16 * input_.below(4);
+      put_big_endian(cdb, 7, 2,
+                     size - std::min<std::size_t>(size, input_.below(8) == 0 ? input_.below(20) : 0));
+    } else if (cdb[0] == 0x89) {
+      put_big_endian(cdb, 2, 8, lba);
+      cdb[13] = static_cast<std::uint8_t>(blocks);
+      size *= 2;
+    } else if (cdb[0] < 0x80) {
+      cdb_size = 10;
+      put_big_endian(cdb, 2, 4, lba);
+      put_big_endian(cdb, 7, 2, blocks);
+    } else if (cdb[0] < 0xa0) {
+      put_big_endian(cdb, 2, 8, lba);
+      put_big_endian(cdb, 10, 4, blocks);
+    } else {
+      cdb_size = 12;
+      put_big_endian(cdb, 2, 4, lba);
+      put_big_endian(cdb, 6, 4, blocks);
+    }
+    if (input_.below(8) == 0) size = input_.below(9000);
+
+    GuardedBuffer buffer(size, input_.byte());
+    const std::span<std::byte> data = buffer.data();
+    switch (input_.below(3)) {
+      case 0:
+        std::fill(data.begin(), data.end(), std::byte{});
+        break;
+      case 1:
+        if (lba < kBlocks) {
+          const std::size_t there = std::min(data.size(), (kBlocks - lba) * block_bytes());
+          std::copy_n(model_.begin() + static_cast<std::ptrdiff_t>(lba * block_bytes()), there, data.begin());
+        }
+        break;
+      default:
+        break;
+    }
+    if (cdb[0] == 0x42) {
+      std::fill(data.begin(), data.end(), std::byte{});
+      for (std::size_t from = 8; from + 16 <= data.size(); from += 16) {
+        data[from + 7] = static_cast<std::byte>(input_.below(100));
+        data[from + 11] = static_cast<std::byte>(input_.below(12));
+      }
+      if (data.size() > 3) data[3] = static_cast<std::byte>(data.size() - 8);
+    }
+    if (!data.empty() && input_.below(4) == 0)
+      data[input_.below(data.size() % 65536 + 1) % data.size()] ^= std::byte{1};
+    buffer.before = buffer.bytes;
+
+    const ScsiResult result =
+        lun_.run(std::span(cdb).first(cdb_size), DataDirection::kOut, data, 1 + input_.below(5000));
+    VMBUSD_ASSERT(result.status == scsi::Status::kGood || result.transferred == 0);
+    VMBUSD_ASSERT(result.transferred <= data.size());
+    buffer.check(0);
+    model_command(cdb, data, result);
+  }
+
+  void lba_status() {
+    std::array<std::uint8_t, 16> cdb = {0x9e, 0x12};
+    const std::uint64_t lba = input_.below(100);
+    put_big_endian(cdb, 2, 8, lba);
+    const std::size_t size = input_.below(200);
+    put_big_endian(cdb, 10, 4, size);
+    GuardedBuffer buffer(size, input_.byte());
+    const ScsiResult result = lun_.run(cdb, DataDirection::kIn, buffer.data(), 1 + input_.below(300));
+    buffer.check(result.transferred);
+    VMBUSD_ASSERT((result.status == scsi::Status::kGood) == (lba < kBlocks));
+    if (lba >= kBlocks) return;
+    // Extents follow each other without a gap, and are what the model has.
+    std::uint64_t next = lba;
+    const std::span<const std::byte> data = buffer.data().first(result.transferred);
+    for (std::size_t from = 8; from + 16 <= data.size(); from += 16) {
+      VMBUSD_ASSERT(data[from + 7] == static_cast<std::byte>(next));
+      const auto blocks = std::to_integer<std::uint64_t>(data[from + 11]);
+      VMBUSD_ASSERT(blocks != 0 && next + blocks <= kBlocks);
+      for (std::uint64_t i = 0; i < blocks; ++i) {
+        VMBUSD_ASSERT(mapped_[next + i] == (data[from + 12] == std::byte{0}));
+      }
+      next += blocks;
+    }
   }
 
   // A READ or WRITE in one of its four forms, whose outcome the model foretells.
@@ -150,6 +372,7 @@ class Session {
     if (write) {
       buffer.check(0);
       std::memcpy(at, buffer.data().data(), bytes);
+      set_mapped(lba, blocks, true);
     } else {
       buffer.check(bytes);
       VMBUSD_ASSERT(bytes == 0 || std::memcmp(at, buffer.data().data(), bytes) == 0);
@@ -188,7 +411,6 @@ class Session {
                                                                : input_.below(9000);
     GuardedBuffer buffer(size, input_.byte());
     const std::size_t cdb_size = 6 + input_.below(11);
-    const int operations = lun_.disk_operations;
     const ScsiResult result =
         lun_.run(std::span(cdb).first(cdb_size), direction, buffer.data(), 1 + input_.below(4096));
     VMBUSD_ASSERT(result.transferred <= size);
@@ -197,26 +419,25 @@ class Session {
         break;
       case scsi::Status::kCheckCondition:
         VMBUSD_ASSERT(result.transferred == 0);
-        VMBUSD_ASSERT(result.sense.response_code == 0x70 && result.sense.additional_length == 10);
-        VMBUSD_ASSERT(result.sense.flags_and_key == 5 || result.sense.flags_and_key == 7);
+        VMBUSD_ASSERT((result.sense.response_code & 0x7f) == 0x70 && result.sense.additional_length == 10);
+        VMBUSD_ASSERT(result.sense.flags_and_key == 5 || result.sense.flags_and_key == 7 ||
+                      result.sense.flags_and_key == 0xe);
         break;
       default:
         VMBUSD_ASSERT(false);
     }
     buffer.check(direction == DataDirection::kIn ? result.transferred : 0);
-    // Only the WRITE commands write, and only what lies in their buffer.
-    if (lun_.disk_operations != operations && lun_.last_io.op == DiskOp::kWrite) {
-      VMBUSD_ASSERT(!options_.read_only && direction == DataDirection::kOut);
-      VMBUSD_ASSERT(cdb[0] == 0x0a || cdb[0] == 0x2a || cdb[0] == 0xaa || cdb[0] == 0x8a);
-      VMBUSD_ASSERT(lun_.last_io.length <= size && result.transferred == lun_.last_io.length);
-      std::memcpy(model_.data() + lun_.last_io.offset, buffer.data().data(), lun_.last_io.length);
-    }
+    // What it may have written lies in its buffer; a read-only disk stays as it is.
+    if (direction == DataDirection::kOut && !options_.read_only) model_command(cdb, buffer.data(), result);
+    if (direction == DataDirection::kNone && cdb[0] == 0x93 && !options_.read_only)
+      model_command(cdb, {}, result);
   }
 
   FuzzInput& input_;
   LunOptions options_;
   RamLun lun_;
   std::vector<std::byte> model_;
+  std::vector<bool> mapped_;  // by block
 };
 
 }  // namespace

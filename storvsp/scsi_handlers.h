@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <span>
 
+#include "storvsp/scsi_job.h"
 #include "storvsp/scsi_target.h"
 
 namespace vmbusd::storvsp {
 
 using ScsiHandler = ScsiNext (*)(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result,
                                  DiskIo& io);
+using ScsiJobBegin = ScsiNext (*)(ScsiJob& job, ScsiResult& result);
 
 struct CommandEntry {
   static constexpr std::int16_t kNoServiceAction = -1;
@@ -23,6 +25,7 @@ struct CommandEntry {
   // usage data]
   std::array<std::uint8_t, 16> usage;
   ScsiHandler handler;
+  ScsiJobBegin begin;  // where the handler says kJob or kExclusiveJob
 };
 
 // Every command of a direct-access LUN, sorted by opcode, then service action.
@@ -32,6 +35,26 @@ struct CommandEntry {
 [[nodiscard]] const CommandEntry* find_command(const ScsiCommand& command, ScsiResult& result);
 // Whether the CDB and the data's direction are what the entry says; `result` says what is wrong.
 [[nodiscard]] bool check_command(const CommandEntry& entry, const ScsiCommand& command, ScsiResult& result);
+
+// The commands that are jobs.
+ScsiNext needs_job(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
+ScsiNext needs_exclusive_job(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
+// Ends a job whose operation failed.
+ScsiNext fail_job(const ScsiJob& job, int error, ScsiResult& result);
+
+// Limits of single commands, told in VPD page B0.
+inline constexpr std::uint32_t kUnmapDescriptorsMax = 256;
+// Enough for large discards to be few, and an end to each.
+[[nodiscard]] inline std::uint32_t unmap_blocks_max(const DiskGeometry& geometry) {
+  return static_cast<std::uint32_t>((std::uint64_t{4} << 30) / geometry.logical_block_bytes);
+}
+// May have to be written block by block.
+[[nodiscard]] inline std::uint32_t write_same_blocks_max(const DiskGeometry& geometry) {
+  return (64u << 20) / geometry.logical_block_bytes;
+}
+[[nodiscard]] inline std::uint32_t compare_and_write_blocks_max(const DiskGeometry& geometry) {
+  return ScsiJob::kHalfBytes / geometry.logical_block_bytes;
+}
 
 // scsi_unit.cc
 ScsiNext test_unit_ready(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
@@ -49,8 +72,27 @@ ScsiNext inquiry_without_lun(const ScsiCommand& command, ScsiResult& result);
 // scsi_mode.cc
 ScsiNext mode_sense6(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext mode_sense10(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
-ScsiNext mode_select6(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
-ScsiNext mode_select10(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
+ScsiNext mode_select6(ScsiJob&, ScsiResult&);
+ScsiNext mode_select10(ScsiJob&, ScsiResult&);
+
+// scsi_report.cc
+ScsiNext report_operation_codes(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
+ScsiNext report_task_management(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
+
+// scsi_verify.cc
+ScsiNext verify10(ScsiJob&, ScsiResult&);
+ScsiNext verify12(ScsiJob&, ScsiResult&);
+ScsiNext verify16(ScsiJob&, ScsiResult&);
+ScsiNext write_and_verify10(ScsiJob&, ScsiResult&);
+ScsiNext write_and_verify12(ScsiJob&, ScsiResult&);
+ScsiNext write_and_verify16(ScsiJob&, ScsiResult&);
+ScsiNext compare_and_write(ScsiJob&, ScsiResult&);
+
+// scsi_provisioning.cc
+ScsiNext write_same10(ScsiJob&, ScsiResult&);
+ScsiNext write_same16(ScsiJob&, ScsiResult&);
+ScsiNext unmap(ScsiJob&, ScsiResult&);
+ScsiNext get_lba_status(ScsiJob&, ScsiResult&);
 
 // scsi_block.cc
 ScsiNext read6(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
@@ -61,9 +103,6 @@ ScsiNext write6(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext write10(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext write12(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext write16(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
-ScsiNext verify10(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
-ScsiNext verify12(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
-ScsiNext verify16(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext synchronize_cache10(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext synchronize_cache16(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext read_capacity10(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);

@@ -70,13 +70,31 @@ ScsiNext device_identification(const LogicalUnit& lun, const ScsiCommand& comman
   return reply(command, result, page.finish(), allocation_length);
 }
 
+ScsiNext extended_inquiry(const LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result,
+                          std::uint16_t allocation_length) {
+  auto page = page_struct<scsi::ExtendedInquiryPage>(VpdPage::kExtendedInquiry);
+  page.flags5 = scsi::kExtendedSimpleTasks;
+  if (lun.default_write_cache()) page.flags6 = scsi::kExtendedVolatileCache;
+  return reply(command, result, wire_bytes(page), allocation_length);
+}
+
 ScsiNext block_limits(const LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result,
                       std::uint16_t allocation_length) {
   const DiskGeometry& geometry = lun.geometry();
   auto page = page_struct<scsi::BlockLimitsPage>(VpdPage::kBlockLimits);
   page.optimal_granularity =
       static_cast<std::uint16_t>(geometry.physical_block_bytes / geometry.logical_block_bytes);
+  page.flags = scsi::kWriteSameNonZero;
+  page.max_compare_and_write =
+      static_cast<std::uint8_t>(std::min(compare_and_write_blocks_max(geometry), 255u));
   page.max_transfer = lun.max_transfer_bytes() / geometry.logical_block_bytes;
+  page.max_write_same = write_same_blocks_max(geometry);
+  if (geometry.discards) {
+    page.max_unmap_blocks = unmap_blocks_max(geometry);
+    page.max_unmap_descriptors = kUnmapDescriptorsMax;
+    page.optimal_unmap_granularity = geometry.physical_block_bytes / geometry.logical_block_bytes;
+    page.unmap_alignment = scsi::kUnmapAlignmentValid;
+  }
   return reply(command, result, wire_bytes(page), allocation_length);
 }
 
@@ -87,11 +105,15 @@ ScsiNext block_characteristics(const LogicalUnit& lun, const ScsiCommand& comman
   return reply(command, result, wire_bytes(page), allocation_length);
 }
 
-ScsiNext provisioning(const LogicalUnit& /*lun*/, const ScsiCommand& command, ScsiResult& result,
+ScsiNext provisioning(const LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result,
                       std::uint16_t allocation_length) {
-  return reply(command, result,
-               wire_bytes(page_struct<scsi::ProvisioningPage>(VpdPage::kLogicalBlockProvisioning)),
-               allocation_length);
+  auto page = page_struct<scsi::ProvisioningPage>(VpdPage::kLogicalBlockProvisioning);
+  if (lun.geometry().discards) {
+    page.flags = scsi::kProvisioningUnmap | scsi::kProvisioningWriteSame16 | scsi::kProvisioningWriteSame10;
+    if (lun.geometry().discard_zeroes) page.flags |= scsi::kProvisioningReadsZeros;
+    page.type = scsi::kProvisioningThin;
+  }
+  return reply(command, result, wire_bytes(page), allocation_length);
 }
 
 ScsiNext supported_pages(const LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result,
@@ -101,10 +123,11 @@ struct PageEntry {
   VpdPage page;
   ScsiNext (*handler)(const LogicalUnit&, const ScsiCommand&, ScsiResult&, std::uint16_t);
 };
-constexpr std::array<PageEntry, 6> kPages = {{
+constexpr std::array<PageEntry, 7> kPages = {{
     {VpdPage::kSupportedPages, supported_pages},
     {VpdPage::kUnitSerialNumber, unit_serial_number},
     {VpdPage::kDeviceIdentification, device_identification},
+    {VpdPage::kExtendedInquiry, extended_inquiry},
     {VpdPage::kBlockLimits, block_limits},
     {VpdPage::kBlockDeviceCharacteristics, block_characteristics},
     {VpdPage::kLogicalBlockProvisioning, provisioning},

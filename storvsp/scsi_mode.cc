@@ -52,13 +52,32 @@ PageBytes control_page(const LogicalUnit& /*lun*/, PageControl control) {
   return PageBytes(page);
 }
 
+PageBytes error_recovery_page(const LogicalUnit& /*lun*/, PageControl control) {
+  scsi::ErrorRecoveryModePage page{};
+  page.page = static_cast<std::uint8_t>(ModePage::kErrorRecovery);
+  page.length = sizeof page - kPageHeaderSize;
+  if (control != PageControl::kChangeable) page.flags = scsi::kRecoveryWriteReallocation;
+  return PageBytes(page);
+}
+
+// Failures are told by the commands that they befall.
+PageBytes informational_exceptions_page(const LogicalUnit& /*lun*/, PageControl control) {
+  scsi::InformationalExceptionsModePage page{};
+  page.page = static_cast<std::uint8_t>(ModePage::kInformationalExceptions);
+  page.length = sizeof page - kPageHeaderSize;
+  if (control != PageControl::kChangeable) page.flags = scsi::kExceptionsDisabled;
+  return PageBytes(page);
+}
+
 struct PageEntry {
   ModePage page;
   PageBytes (*bytes)(const LogicalUnit&, PageControl);
 };
-constexpr std::array<PageEntry, 2> kPages = {{
+constexpr std::array<PageEntry, 4> kPages = {{
+    {ModePage::kErrorRecovery, error_recovery_page},
     {ModePage::kCaching, caching_page},
     {ModePage::kControl, control_page},
+    {ModePage::kInformationalExceptions, informational_exceptions_page},
 }};
 
 const PageEntry* find_page(std::uint8_t code) {
@@ -107,13 +126,15 @@ ScsiNext mode_sense(const LogicalUnit& lun, const ScsiCommand& command, ScsiResu
   return reply(command, result, std::as_bytes(std::span(data)).first(size), allocation_length);
 }
 
-ScsiNext list_length_error(ScsiResult& result) {
-  return check_condition(result, scsi::SenseKey::kIllegalRequest, Asc::kParameterListLengthError);
+ScsiNext cache_flushed(ScsiJob& job, int error, ScsiResult& result) {
+  return error != 0 ? fail_job(job, error, result) : succeed(result);
 }
 
-// [SPC-4: MODE SELECT(6) command] All or nothing: every page is checked before one takes effect.
-ScsiNext mode_select(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& io,
-                     bool long_header, std::uint16_t list_length) {
+// [SPC-4: MODE SELECT(6) command] All or nothing: every page is checked before one takes effect. Exclusive,
+// so no write that began under the old setting ends under the new one.
+ScsiNext mode_select(ScsiJob& job, ScsiResult& result, bool long_header, std::uint16_t list_length) {
+  LogicalUnit& lun = *job.lun;
+  const ScsiCommand& command = job.command;
   constexpr std::size_t kListMax = sizeof(scsi::ModeHeader10) + kPages.size() * kPageSizeMax;
   const bool page_format = (command.cdb[1] & 0x10) != 0;
   const bool save_pages = (command.cdb[1] & 0x01) != 0;
@@ -122,7 +143,7 @@ ScsiNext mode_select(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& r
   if (list_length == 0) return succeed(result);
   const std::size_t header_size = long_header ? sizeof(scsi::ModeHeader10) : sizeof(scsi::ModeHeader6);
   if (list_length < header_size || list_length > kListMax || list_length > command.data_length) {
-    return list_length_error(result);
+    return parameter_list_length_error(result);
   }
   std::array<std::uint8_t, kListMax> list{};
   copy_parameters(command, std::as_writable_bytes(std::span(list)).first(list_length));
@@ -140,7 +161,7 @@ ScsiNext mode_select(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& r
   bool write_cache = lun.write_cache();
   for (std::size_t at = header_size; at < list_length;) {
     const auto byte = static_cast<std::uint16_t>(at);
-    if (list_length - at < kPageHeaderSize) return list_length_error(result);
+    if (list_length - at < kPageHeaderSize) return parameter_list_length_error(result);
     // Also refuses PS (bit 7, reserved here) and SPF (bit 6).
     const PageEntry* const entry = find_page(list[at]);
     if (entry == nullptr) return invalid_parameter(result, {byte});
@@ -149,7 +170,7 @@ ScsiNext mode_select(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& r
     if (list[at + 1] != current.bytes[1]) {
       return invalid_parameter(result, {static_cast<std::uint16_t>(byte + 1)});
     }
-    if (list_length - at < current.size) return list_length_error(result);
+    if (list_length - at < current.size) return parameter_list_length_error(result);
     for (std::size_t i = kPageHeaderSize; i < current.size; ++i) {
       if (((list[at + i] ^ current.bytes[i]) & ~changeable.bytes[i]) != 0) {
         return invalid_parameter(result, {static_cast<std::uint16_t>(at + i)});
@@ -165,8 +186,7 @@ ScsiNext mode_select(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& r
   lun.set_write_cache(write_cache);
   if (!switched_off || lun.read_only()) return succeed(result);
   // The guest will not flush any more what it wrote until now.
-  io = DiskIo{DiskOp::kFlush};
-  return ScsiNext::kDisk;
+  return job.disk({.op = DiskOp::kFlush}, cache_flushed);
 }
 
 }  // namespace
@@ -177,11 +197,11 @@ ScsiNext mode_sense6(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& r
 ScsiNext mode_sense10(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& /*io*/) {
   return mode_sense(lun, command, result, true, cdb_field<std::uint16_t>(command, 7));
 }
-ScsiNext mode_select6(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& io) {
-  return mode_select(lun, command, result, io, false, command.cdb[4]);
+ScsiNext mode_select6(ScsiJob& job, ScsiResult& result) {
+  return mode_select(job, result, false, job.command.cdb[4]);
 }
-ScsiNext mode_select10(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& io) {
-  return mode_select(lun, command, result, io, true, cdb_field<std::uint16_t>(command, 7));
+ScsiNext mode_select10(ScsiJob& job, ScsiResult& result) {
+  return mode_select(job, result, true, cdb_field<std::uint16_t>(job.command, 7));
 }
 
 }  // namespace vmbusd::storvsp

@@ -20,9 +20,23 @@ constexpr DataDirection kOut = DataDirection::kOut;
 consteval CommandEntry command(Opcode opcode, std::uint8_t cdb_length, DataDirection direction,
                                ScsiHandler handler, std::array<std::uint8_t, 15> bits,
                                std::int16_t service_action = CommandEntry::kNoServiceAction) {
-  CommandEntry entry{opcode, service_action, cdb_length, direction, {}, handler};
+  CommandEntry entry{opcode, service_action, cdb_length, direction, {}, handler, nullptr};
   entry.usage[0] = static_cast<std::uint8_t>(opcode);
   for (std::size_t i = 1; i < 16; ++i) entry.usage[i] = i < cdb_length ? bits[i - 1] : 0xff;
+  return entry;
+}
+
+consteval CommandEntry job(Opcode opcode, std::uint8_t cdb_length, DataDirection direction,
+                           ScsiJobBegin begin, std::array<std::uint8_t, 15> bits,
+                           std::int16_t service_action = CommandEntry::kNoServiceAction) {
+  CommandEntry entry = command(opcode, cdb_length, direction, needs_job, bits, service_action);
+  entry.begin = begin;
+  return entry;
+}
+consteval CommandEntry exclusive_job(Opcode opcode, std::uint8_t cdb_length, DataDirection direction,
+                                     ScsiJobBegin begin, std::array<std::uint8_t, 15> bits) {
+  CommandEntry entry = job(opcode, cdb_length, direction, begin, bits);
+  entry.handler = needs_exclusive_job;
   return entry;
 }
 
@@ -31,6 +45,8 @@ constexpr std::uint8_t kOldLun = 0xe0;
 // Byte 1 of READ and WRITE: DPO (a hint) and FUA; protection information is not there.
 constexpr std::uint8_t kDpoFua = 0x18;
 constexpr std::uint8_t kDpoBytchk = 0x16;
+constexpr std::uint8_t kWriteSameUnmap = 0x08;
+constexpr std::uint8_t kNoDataOut = 0x01;
 // SYNC_NV was a weaker promise, IMMED a quicker answer: a full flush first satisfies both.
 constexpr std::uint8_t kSyncNvImmed = 0x06;
 constexpr std::uint8_t kGroup = 0x1f;  // grouping is for statistics: ignored
@@ -41,7 +57,7 @@ constexpr std::array kCommands = {
     command(Opcode::kRead6, 6, kIn, read6, {kOldLun | 0x1f, 0xff, 0xff, 0xff}),
     command(Opcode::kWrite6, 6, kOut, write6, {kOldLun | 0x1f, 0xff, 0xff, 0xff}),
     command(Opcode::kInquiry, 6, kIn, inquiry, {kOldLun | 0x01, 0xff, 0xff, 0xff}),
-    command(Opcode::kModeSelect6, 6, kOut, mode_select6, {kOldLun | 0x11, 0, 0, 0xff}),
+    exclusive_job(Opcode::kModeSelect6, 6, kOut, mode_select6, {kOldLun | 0x11, 0, 0, 0xff}),
     command(Opcode::kModeSense6, 6, kIn, mode_sense6, {kOldLun | 0x08, 0xff, 0xff, 0xff}),
     command(Opcode::kStartStopUnit, 6, kNone, start_stop_unit, {kOldLun | 0x01, 0, 0x0f, 0xf7}),
     command(Opcode::kSendDiagnostic, 6, kNone, send_diagnostic, {0xf7, 0, 0xff, 0xff}),
@@ -50,29 +66,49 @@ constexpr std::array kCommands = {
     command(Opcode::kReadCapacity10, 10, kIn, read_capacity10, {kOldLun, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01}),
     command(Opcode::kRead10, 10, kIn, read10, {kDpoFua, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
     command(Opcode::kWrite10, 10, kOut, write10, {kDpoFua, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
-    command(Opcode::kVerify10, 10, kNone, verify10, {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
+    job(Opcode::kWriteAndVerify10, 10, kOut, write_and_verify10,
+        {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
+    job(Opcode::kVerify10, 10, kOut, verify10, {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
     command(Opcode::kSynchronizeCache10, 10, kNone, synchronize_cache10,
             {kSyncNvImmed, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
-    command(Opcode::kModeSelect10, 10, kOut, mode_select10, {0x11, 0, 0, 0, 0, 0, 0xff, 0xff}),
+    job(Opcode::kWriteSame10, 10, kOut, write_same10,
+        {kWriteSameUnmap, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
+    job(Opcode::kUnmap, 10, kOut, unmap, {0, 0, 0, 0, 0, kGroup, 0xff, 0xff}),
+    exclusive_job(Opcode::kModeSelect10, 10, kOut, mode_select10, {0x11, 0, 0, 0, 0, 0, 0xff, 0xff}),
     command(Opcode::kModeSense10, 10, kIn, mode_sense10, {0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff}),
     command(Opcode::kRead16, 16, kIn, read16,
             {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    exclusive_job(Opcode::kCompareAndWrite, 16, kOut, compare_and_write,
+                  {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, kGroup}),
     command(Opcode::kWrite16, 16, kOut, write16,
             {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
-    command(Opcode::kVerify16, 16, kNone, verify16,
-            {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    job(Opcode::kWriteAndVerify16, 16, kOut, write_and_verify16,
+        {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    job(Opcode::kVerify16, 16, kOut, verify16,
+        {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
     command(Opcode::kSynchronizeCache16, 16, kNone, synchronize_cache16,
             {kSyncNvImmed, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    job(Opcode::kWriteSame16, 16, kOut, write_same16,
+        {kWriteSameUnmap | kNoDataOut, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+         kGroup}),
     command(Opcode::kServiceActionIn16, 16, kIn, read_capacity16,
             {0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01},
             scsi::kReadCapacity16),
+    job(Opcode::kServiceActionIn16, 16, kIn, get_lba_status,
+        {0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, scsi::kGetLbaStatus),
     command(Opcode::kReportLuns, 12, kIn, report_luns, {0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}),
+    command(Opcode::kMaintenanceIn, 12, kIn, report_operation_codes,
+            {0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, scsi::kReportOperationCodes),
+    command(Opcode::kMaintenanceIn, 12, kIn, report_task_management,
+            {0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}, scsi::kReportTaskManagement),
     command(Opcode::kRead12, 12, kIn, read12,
             {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
     command(Opcode::kWrite12, 12, kOut, write12,
             {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
-    command(Opcode::kVerify12, 12, kNone, verify12,
-            {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    job(Opcode::kWriteAndVerify12, 12, kOut, write_and_verify12,
+        {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
+    job(Opcode::kVerify12, 12, kOut, verify12,
+        {kDpoBytchk, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
 };
 static_assert(std::is_sorted(kCommands.begin(), kCommands.end(),
                              [](const CommandEntry& a, const CommandEntry& b) {
@@ -150,7 +186,50 @@ bool check_command(const CommandEntry& entry, const ScsiCommand& command, ScsiRe
   return true;
 }
 
+namespace {
+
+// Unit attentions, the first first. Reporting one takes those behind it with it: they say less.
+// [SPC-4: ASC and ASCQ assignments, 29h]
+struct AttentionEntry {
+  UnitAttention attention;
+  scsi::Asc asc;
+};
+constexpr std::array<AttentionEntry, 3> kAttentions = {{
+    {UnitAttention::kPowerOn, scsi::Asc::kPowerOnOrReset},
+    {UnitAttention::kBusReset, scsi::Asc::kBusReset},
+    {UnitAttention::kLogicalUnitReset, scsi::Asc::kLogicalUnitReset},
+}};
+
+}  // namespace
+
+std::optional<scsi::Asc> LogicalUnit::take_attention() {
+  constexpr std::uint32_t kAll = ~kExclusive;
+  const std::uint32_t pending = special_.fetch_and(~kAll, std::memory_order_relaxed) & kAll;
+  for (const AttentionEntry& entry : kAttentions) {
+    if ((pending & static_cast<std::uint32_t>(entry.attention)) != 0) return entry.asc;
+  }
+  return std::nullopt;
+}
+
+// [SAM-5: Unit attention conditions] These three are served in any state and leave an attention pending,
+// REQUEST SENSE apart, which reports it.
+std::optional<ScsiNext> LogicalUnit::attend(const ScsiCommand& command, ScsiResult& result) {
+  const auto opcode = static_cast<Opcode>(command.cdb[0]);
+  if (opcode == Opcode::kInquiry || opcode == Opcode::kReportLuns || opcode == Opcode::kRequestSense) {
+    return std::nullopt;
+  }
+  if (const std::optional<scsi::Asc> asc = take_attention(); asc) {
+    return check_condition(result, scsi::SenseKey::kUnitAttention, *asc);
+  }
+  if ((special_.load(std::memory_order_acquire) & kExclusive) != 0) return ScsiNext::kHold;
+  return std::nullopt;
+}
+
 ScsiNext LogicalUnit::execute(const ScsiCommand& command, ScsiResult& result, DiskIo& io) noexcept {
+  // acquire: pairs with the release in end_exclusive().
+  if (special_.load(std::memory_order_acquire) != 0) [[unlikely]] {
+    if (const std::optional<ScsiNext> ended = attend(command, result); ended) return *ended;
+  }
   const CommandEntry* const entry = find_command(command, result);
   if (entry == nullptr || !check_command(*entry, command, result)) return ScsiNext::kComplete;
   return entry->handler(*this, command, result, io);
@@ -170,8 +249,9 @@ void LogicalUnit::finish(const DiskIo& io, int error, ScsiResult& result) noexce
     case EILSEQ:
     case EBADMSG:
     case EUCLEAN:
-      check_condition(result, SenseKey::kMediumError,
-                      io.op == DiskOp::kRead ? Asc::kUnrecoveredReadError : Asc::kWriteError);
+      check_condition(
+          result, SenseKey::kMediumError,
+          io.op == DiskOp::kRead || io.op == DiskOp::kMap ? Asc::kUnrecoveredReadError : Asc::kWriteError);
       return;
     // No room behind a thin disk. Guests tell the writer so, and do not try again.
     case ENOSPC:

@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "base/guid.h"
@@ -31,19 +32,44 @@ struct LunOptions {
   bool write_cache_changeable = true;  // by MODE SELECT
 };
 
+// Conditions that the next command reports, as bits.
+enum class UnitAttention : std::uint32_t {
+  kPowerOn = 1u << 0,
+  kBusReset = 1u << 1,
+  kLogicalUnitReset = 1u << 2,
+};
+
 // A disk as the guest sees it. Shared by the channels of its controller: options do not change while channels
 // are open, and what commands change is atomic.
 class LogicalUnit {
  public:
   explicit LogicalUnit(LunOptions options) : options_(std::move(options)) { reset(); }
 
-  // Begins a command. kDisk: do `io` with the first io.length bytes of command.data, then call finish(). Any
-  // worker thread.
+  // Begins a command. kDisk: do `io` with the first io.length bytes of command.data, then call finish(). For
+  // what else it may need see ScsiNext. Any worker thread.
   [[nodiscard]] ScsiNext execute(const ScsiCommand& command, ScsiResult& result, DiskIo& io) noexcept;
   // Ends a command whose `io` is over. `error` is 0 or a positive errno. Any worker thread.
   static void finish(const DiskIo& io, int error, ScsiResult& result) noexcept;
-  // What commands changed goes back to its default: a new guest begins.
-  void reset() { write_cache_.store(options_.write_cache, std::memory_order_relaxed); }
+  // What commands changed goes back to its default: a new guest begins. No command is under way.
+  void reset() {
+    write_cache_.store(options_.write_cache, std::memory_order_relaxed);
+    special_.store(0, std::memory_order_relaxed);
+  }
+  // Any thread.
+  void raise(UnitAttention attention) {
+    special_.fetch_or(static_cast<std::uint32_t>(attention), std::memory_order_relaxed);
+  }
+
+  // For kExclusiveJob: from now on other commands of the medium are held; the job may begin when those that
+  // came before, on every channel, are over. False where another job has it: the command is held itself. A
+  // worker that is sent a message after it sees it. end_exclusive() has those who hold commands told by the
+  // caller.
+  [[nodiscard]] bool try_exclusive() {
+    // acquire: pairs with the release of the last end_exclusive().
+    return (special_.fetch_or(kExclusive, std::memory_order_acquire) & kExclusive) == 0;
+  }
+  // release: pairs with the acquire in execute(), which begins what follows the job.
+  void end_exclusive() { special_.fetch_and(~kExclusive, std::memory_order_release); }
 
   // For the handlers of commands.
   [[nodiscard]] const LunIdentity& identity() const { return options_.identity; }
@@ -59,9 +85,20 @@ class LogicalUnit {
   [[nodiscard]] bool write_cache() const { return write_cache_.load(std::memory_order_relaxed); }
   void set_write_cache(bool on) { write_cache_.store(on, std::memory_order_relaxed); }
 
+  // Takes what is pending; empty where nothing is.
+  [[nodiscard]] std::optional<scsi::Asc> take_attention();
+
  private:
-  LunOptions options_;
+  static constexpr std::uint32_t kExclusive = 1u << 31;
+
+  // What keeps a command from being executed now.
+  [[nodiscard]] std::optional<ScsiNext> attend(const ScsiCommand& command, ScsiResult& result);
+
+  // UnitAttention bits and kExclusive. One word, so that a command that nothing concerns looks at nothing
+  // else.
+  std::atomic<std::uint32_t> special_{0};
   std::atomic<bool> write_cache_{true};
+  LunOptions options_;
 };
 
 // Answers a command for a LUN or target that does not exist. False: no such command without a LUN; the

@@ -12,17 +12,25 @@ ScsiNext test_unit_ready(LogicalUnit& /*lun*/, const ScsiCommand& /*command*/, S
   return succeed(result);
 }
 
-// Sense goes out with the command that failed, so none is ever pending. [SPC-4: REQUEST SENSE command]
-ScsiNext request_sense(LogicalUnit& /*lun*/, const ScsiCommand& command, ScsiResult& result, DiskIo& /*io*/) {
+// Sense goes out with the command that failed, so what can be pending is a unit attention.
+// [SPC-4: REQUEST SENSE command]
+ScsiNext request_sense(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result, DiskIo& /*io*/) {
   const std::uint8_t allocation_length = command.cdb[4];
   const bool descriptor_format = (command.cdb[1] & 0x01) != 0;
+  const std::optional<Asc> attention = lun.take_attention();
+  const scsi::SenseKey key = attention ? scsi::SenseKey::kUnitAttention : scsi::SenseKey::kNoSense;
+  const Asc asc = attention.value_or(Asc::kNone);
   if (descriptor_format) {
-    constexpr std::array<std::uint8_t, 8> kNothing = {scsi::kSenseCurrentDescriptor};
-    return reply(command, result, std::as_bytes(std::span(kNothing)), allocation_length);
+    scsi::DescriptorSense sense{};
+    sense.response_code = scsi::kSenseCurrentDescriptor;
+    sense.key = static_cast<std::uint8_t>(key);
+    sense.asc = static_cast<std::uint8_t>(static_cast<std::uint16_t>(asc) >> 8);
+    sense.ascq = static_cast<std::uint8_t>(asc);
+    return reply(command, result, wire_bytes(sense), allocation_length);
   }
-  ScsiResult nothing;
-  check_condition(nothing, scsi::SenseKey::kNoSense, Asc::kNone);
-  return reply(command, result, wire_bytes(nothing.sense), allocation_length);
+  ScsiResult pending;
+  check_condition(pending, key, asc);
+  return reply(command, result, wire_bytes(pending.sense), allocation_length);
 }
 
 // [SBC-3: START STOP UNIT command]

@@ -1,6 +1,7 @@
 #include "storvsp/stor_channel.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "base/assert.h"
@@ -22,9 +23,29 @@ constexpr std::uint32_t kRequestsMax = 512;
 // A buffer of whole pages but for its two ends, and some more pieces where ranges begin and end inside pages.
 constexpr std::uint32_t kExtraSegments = 64;
 constexpr std::uint64_t kPageSize = partition::kPageSize;
+// Operations of one job that may end at once, one after the other, before others have their turn.
+constexpr int kInlineStepsMax = 64;
 
 std::uint32_t segments_max(std::uint32_t transfer_bytes) {
   return transfer_bytes / static_cast<std::uint32_t>(kPageSize) + 1 + kExtraSegments;
+}
+
+const char* name_of(DiskOp op) {
+  switch (op) {
+    case DiskOp::kRead:
+      return "read";
+    case DiskOp::kWrite:
+      return "write";
+    case DiskOp::kFlush:
+      return "flush";
+    case DiskOp::kDiscard:
+      return "discard";
+    case DiskOp::kZero:
+      return "zeroing";
+    case DiskOp::kMap:
+      return "mapping";
+  }
+  return "operation";
 }
 
 DataDirection direction_of(const vstor::Srb& srb) {
@@ -55,6 +76,10 @@ void complete_invalid(vstor::SrbPacket& packet) {
 
 void complete_absent(vstor::SrbPacket& packet) {
   complete(packet, Status::kNoSuchDevice, SrbStatus::kInvalidLun, scsi::Status::kCheckCondition, 0);
+}
+
+void complete_aborted(vstor::SrbPacket& packet) {
+  complete(packet, Status::kCancelled, SrbStatus::kAborted, scsi::Status::kCheckCondition, 0);
 }
 
 void complete_scsi(vstor::SrbPacket& packet, const ScsiResult& result) {
@@ -152,6 +177,7 @@ void StorChannel::start(devices::Channel& channel) {
     queues_[lun] = state_.luns[lun].disk->open_queue(channel.worker());
     luns_ |= std::uint64_t{1} << lun;
   }
+  state_.channels.add(*this, channel.worker());
 }
 
 Result<void> StorChannel::allocate() {
@@ -166,6 +192,11 @@ Result<void> StorChannel::allocate() {
     requests_[i].channel = this;
     requests_[i].long_vectors = {vector_memory + i * vectors, vectors};
     free_.push_back(requests_[i]);
+  }
+  VMBUSD_CHECK(job_memory_.reserve(kJobs * ScsiJob::kScratchBytes));
+  for (std::size_t i = 0; i < kJobs; ++i) {
+    jobs_[i].scsi.scratch = job_memory_.data() + i * ScsiJob::kScratchBytes;
+    jobs_[i].next_free = std::exchange(free_job_, &jobs_[i]);
   }
   return {};
 }
@@ -202,9 +233,16 @@ void StorChannel::stop() {
       release(request);
     }
   }
+  while (!held_.empty()) {
+    StorRequest& request = held_.front();
+    held_.pop_front();
+    release(request);
+    channel_->end_op();
+  }
   for (const std::unique_ptr<DiskQueue>& queue : queues_) {
     if (queue != nullptr) queue->cancel();
   }
+  leave_when_idle();
 }
 
 void StorChannel::receive(const ring::Packet& packet) {
@@ -217,6 +255,8 @@ void StorChannel::receive(const ring::Packet& packet) {
   request.transaction_id = packet.transaction_id;
   request.answer_wanted = packet.completion_requested;
   request.sequence = next_sequence_++;
+  request.aborted = false;
+  request.job = nullptr;
   const std::size_t known = session_.version() != 0 ? session_.packet_size() : sizeof request.packet;
   const std::size_t size = std::min<std::size_t>(packet.payload_size, known);
   if (size < sizeof request.packet) request.packet = {};
@@ -243,15 +283,22 @@ void StorChannel::receive(const ring::Packet& packet) {
 }
 
 void StorChannel::execute(StorRequest& request, const ring::Packet& packet) {
-  vstor::Srb& srb = request.packet.srb;
-  ScsiCommand command;
-  command.direction = direction_of(srb);
+  const vstor::Srb& srb = request.packet.srb;
+  const DataDirection direction = direction_of(srb);
   if (srb.cdb_length > vstor::kCdbSizeMax ||
-      (command.direction != DataDirection::kNone &&
-       !map_buffer(request, packet, srb.data_transfer_length, command.direction == DataDirection::kIn))) {
+      (direction != DataDirection::kNone &&
+       !map_buffer(request, packet, srb.data_transfer_length, direction == DataDirection::kIn))) {
     complete_invalid(request.packet);
     return answer(request);
   }
+  run(request);
+}
+
+// Whatever command the packet holds, its buffer being mapped. Again for one that was held.
+void StorChannel::run(StorRequest& request) {
+  const vstor::Srb& srb = request.packet.srb;
+  ScsiCommand command;
+  command.direction = direction_of(srb);
   std::copy_n(srb.cdb_or_sense.begin(), command.cdb.size(), command.cdb.begin());
   command.cdb_length = srb.cdb_length;
   if (command.direction != DataDirection::kNone) {
@@ -272,10 +319,12 @@ void StorChannel::execute(StorRequest& request, const ring::Packet& packet) {
   }
 
   command.target_luns = luns_;
-  if (state_.luns[srb.lun].unit->execute(command, result, request.io) == ScsiNext::kComplete) {
+  const ScsiNext next = state_.luns[srb.lun].unit->execute(command, result, request.io);
+  if (next == ScsiNext::kComplete) {
     complete_scsi(request.packet, result);
     return answer(request);
   }
+  if (next != ScsiNext::kDisk) return run_job(request, command, next);
   if (request.io.length != command.data_length) {
     request.buffers = first_bytes(request.buffers, request.io.length);
   }
@@ -319,57 +368,233 @@ bool StorChannel::map_buffer(StorRequest& request, const ring::Packet& packet, s
   return true;
 }
 
-// Outstanding requests are finished, not aborted, and then the reset is answered: no request is left behind
-// that could still move data. [reference: storvsp 4.3]
+// Answered when every channel of the controller is done with what it had in hand for these LUNs: what could
+// be stopped ended as aborted, what the medium had begun has ended as it did. So nothing that came before the
+// reset moves data after its answer.
 void StorChannel::reset(StorRequest& request) {
   resets_.push_back(request);
-  finish_resets();
+  const vstor::Srb& scope = request.packet.srb;
+  std::uint64_t luns = ~std::uint64_t{0};
+  if (request.packet.header.operation == Operation::kResetLun) {
+    luns = scope.lun < kLunSlots ? std::uint64_t{1} << scope.lun : 0;
+  }
+  channel_->begin_op();
+  state_.channels.meet(
+      *this, channel_->worker(),
+      [luns](StorChannel& channel, const std::shared_ptr<Barrier>& barrier) { channel.abort(luns, barrier); },
+      [this, &request, luns] { finish_reset(request, luns); });
 }
 
-void StorChannel::finish_resets() {
-  for (auto next = resets_.begin(); next != resets_.end();) {
-    StorRequest& request = *next++;
-    const vstor::Srb& scope = request.packet.srb;
+void StorChannel::finish_reset(StorRequest& request, std::uint64_t luns) {
+  if (!channel_->stopping()) {
     const bool one_lun = request.packet.header.operation == Operation::kResetLun;
-    const bool waits = std::any_of(outstanding_.begin(), outstanding_.end(), [&](const StorRequest& other) {
-      return other.sequence < request.sequence && (!one_lun || other.packet.srb.lun == scope.lun);
-    });
-    if (waits) continue;
+    for (std::size_t lun = 0; lun < kLunSlots; ++lun) {
+      LogicalUnit* const unit = state_.luns[lun].unit.get();
+      if (unit == nullptr || (luns >> lun & 1) == 0) continue;
+      unit->raise(one_lun ? UnitAttention::kLogicalUnitReset : UnitAttention::kBusReset);
+    }
     resets_.erase(resets_.iterator_to(request));
     complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, 0);
     answer(request);
   }
+  channel_->end_op();
+}
+
+void StorChannel::abort(std::uint64_t luns, const std::shared_ptr<Barrier>& barrier) {
+  drains_.push_back({luns, next_sequence_, nullptr, barrier});
+  for (auto next = held_.begin(); next != held_.end();) {
+    StorRequest& request = *next++;
+    if ((luns >> request.packet.srb.lun & 1) == 0) continue;
+    held_.erase(held_.iterator_to(request));
+    complete_aborted(request.packet);
+    answer(request);
+    channel_->end_op();
+  }
+  for (auto next = outstanding_.begin(); next != outstanding_.end();) {
+    StorRequest& request = *next++;
+    const std::uint8_t lun = request.packet.srb.lun;
+    if (request.aborted || (luns >> lun & 1) == 0) continue;
+    request.aborted = true;
+    if (request.job == nullptr || request.job->begun) queues_[lun]->abort(request);
+  }
+  finish_drains();
+}
+
+void StorChannel::finish_drains() {
+  for (std::size_t i = 0; i < drains_.size();) {
+    const Drain& drain = drains_[i];
+    const bool waits = std::any_of(outstanding_.begin(), outstanding_.end(), [&](const StorRequest& request) {
+      return request.sequence < drain.sequence && &request != drain.except &&
+             (drain.luns >> request.packet.srb.lun & 1) != 0;
+    });
+    if (waits) {
+      ++i;
+      continue;
+    }
+    // Arriving may have this channel begin another.
+    const std::shared_ptr<Barrier> barrier = drain.barrier;
+    drains_.erase(drains_.begin() + static_cast<std::ptrdiff_t>(i));
+    barrier->arrive(this);
+  }
+}
+
+// From here on other channels do not wait for this one.
+void StorChannel::leave_when_idle() {
+  if (outstanding_.empty()) state_.channels.remove(*this);
 }
 
 void StorChannel::disk_done(StorRequest& request, int error) {
+  if (request.job != nullptr) return job_disk_done(request, error);
   outstanding_.erase(outstanding_.iterator_to(request));
   if (channel_->stopping()) {
     release(request);
+    leave_when_idle();
   } else {
     if (error == 0) {
       complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, request.io.length);
+    } else if (request.aborted && error == ECANCELED) {
+      complete_aborted(request.packet);
     } else {
       fail(request, error);
     }
     answer(request);
-    if (!resets_.empty()) finish_resets();
   }
+  if (!drains_.empty()) finish_drains();
   channel_->end_op();
 }
 
 void StorChannel::fail(StorRequest& request, int error) {
-  const std::uint8_t lun = request.packet.srb.lun;
-  const DiskIo& io = request.io;
-  const std::string cause = describe(Error{Errc::kOs, error, "failed"});
-  if (io.op == DiskOp::kFlush) {
-    channel_->log().guest("LUN {}: flush {}", lun, cause);
-  } else {
-    channel_->log().guest("LUN {}: {} of {} bytes at {} {}", lun, io.op == DiskOp::kRead ? "read" : "write",
-                          io.length, io.offset, cause);
-  }
+  log_failure(request, error);
   ScsiResult result;
-  LogicalUnit::finish(io, error, result);
+  LogicalUnit::finish(request.io, error, result);
   complete_scsi(request.packet, result);
+}
+
+void StorChannel::log_failure(const StorRequest& request, int error) {
+  const DiskIo& io = request.io;
+  channel_->log().guest("LUN {}: {} of {} bytes at {} {}", request.packet.srb.lun, name_of(io.op), io.length,
+                        io.offset, describe(Error{Errc::kOs, error, "failed"}));
+}
+
+// Jobs.
+
+// What the LUN did not let begin, or what takes several operations.
+void StorChannel::run_job(StorRequest& request, const ScsiCommand& command, ScsiNext next) {
+  LogicalUnit& unit = *state_.luns[request.packet.srb.lun].unit;
+  const bool exclusive = next == ScsiNext::kExclusiveJob;
+  if (next == ScsiNext::kHold || free_job_ == nullptr || (exclusive && !unit.try_exclusive())) {
+    return hold(request);
+  }
+  StorJob& job = *std::exchange(free_job_, free_job_->next_free);
+  job.exclusive = exclusive;
+  job.begun = false;
+  job.scsi.lun = &unit;
+  job.scsi.command = command;
+  request.job = &job;
+  outstanding_.push_back(request);
+  channel_->begin_op();
+  if (!exclusive) return begin(request);
+  const std::uint8_t lun = request.packet.srb.lun;
+  state_.channels.meet(
+      *this, channel_->worker(),
+      [lun, &request](StorChannel& channel, const std::shared_ptr<Barrier>& barrier) {
+        channel.drain(lun, &request, barrier);
+      },
+      [this, &request] { begin(request); });
+}
+
+void StorChannel::hold(StorRequest& request) {
+  held_.push_back(request);
+  channel_->begin_op();
+}
+
+void StorChannel::retry_held() {
+  List retried;
+  retried.swap(held_);
+  while (!retried.empty()) {
+    StorRequest& request = retried.front();
+    retried.pop_front();
+    run(request);
+    channel_->end_op();
+  }
+}
+
+// Has the barrier wait for what is outstanding for a LUN.
+void StorChannel::drain(std::uint8_t lun, const StorRequest* except,
+                        const std::shared_ptr<Barrier>& barrier) {
+  drains_.push_back({std::uint64_t{1} << lun, next_sequence_, except, barrier});
+  finish_drains();
+}
+
+void StorChannel::begin(StorRequest& request) {
+  StorJob& job = *request.job;
+  job.begun = true;
+  if (request.aborted || channel_->stopping()) return end_job(request, true);
+  advance(request, begin_job(job.scsi, job.result));
+}
+
+// Goes on until the job's end, or until an operation takes its time.
+void StorChannel::advance(StorRequest& request, ScsiNext next) {
+  StorJob& job = *request.job;
+  for (int step = 0; next == ScsiNext::kDisk; ++step) {
+    if (request.aborted || channel_->stopping()) return end_job(request, true);
+    if (step == kInlineStepsMax) {
+      channel_->worker().post([this, &request] { advance(request, ScsiNext::kDisk); });
+      return;
+    }
+    request.io = job.scsi.io;
+    request.buffers = job.scsi.buffers;
+    job.error.reset();
+    job.in_submit = true;
+    queues_[request.packet.srb.lun]->submit(request);
+    job.in_submit = false;
+    if (!job.error) return;
+    next = continue_job(request, *job.error);
+  }
+  end_job(request, false);
+}
+
+ScsiNext StorChannel::continue_job(StorRequest& request, int error) {
+  if (error != 0 && error != EOPNOTSUPP) log_failure(request, error);  // the latter has a way round
+  request.job->scsi.extent = request.extent;
+  return storvsp::continue_job(request.job->scsi, error, request.job->result);
+}
+
+void StorChannel::job_disk_done(StorRequest& request, int error) {
+  StorJob& job = *request.job;
+  if (job.in_submit) {
+    job.error = error;
+    return;
+  }
+  if (channel_->stopping() || (request.aborted && error == ECANCELED)) return end_job(request, true);
+  advance(request, continue_job(request, error));
+}
+
+void StorChannel::end_job(StorRequest& request, bool aborted) {
+  StorJob& job = *std::exchange(request.job, nullptr);
+  const bool exclusive = job.exclusive;
+  LogicalUnit& unit = *job.scsi.lun;
+  outstanding_.erase(outstanding_.iterator_to(request));
+  if (channel_->stopping()) {
+    release(request);
+  } else {
+    if (aborted) {
+      complete_aborted(request.packet);
+    } else {
+      complete_scsi(request.packet, job.result);
+    }
+    answer(request);
+  }
+  job.next_free = std::exchange(free_job_, &job);
+  if (!drains_.empty()) finish_drains();
+  if (exclusive) {
+    unit.end_exclusive();
+    state_.channels.tell(*this, [](StorChannel& channel) { channel.retry_held(); });
+  } else if (!held_.empty()) {
+    retry_held();
+  }
+  if (channel_->stopping()) leave_when_idle();
+  channel_->end_op();
 }
 
 void StorChannel::answer(StorRequest& request) {

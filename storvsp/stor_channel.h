@@ -12,8 +12,10 @@
 
 #include "devices/channel.h"
 #include "ringbuffer/gpa_direct.h"
+#include "storvsp/channel_set.h"
 #include "storvsp/disk.h"
 #include "storvsp/lazy_memory.h"
+#include "storvsp/scsi_job.h"
 #include "storvsp/scsi_target.h"
 #include "storvsp/vstor.h"
 #include "storvsp/vstor_session.h"
@@ -34,9 +36,21 @@ struct ControllerState {
   // The version that the primary channel's guest agreed on, once it has ended its initialisation; else 0.
   // Stored by the primary's worker, loaded by the control thread when a sub-channel opens.
   std::atomic<std::uint16_t> ready_version{0};
+  ChannelSet channels;
 };
 
 class StorChannel;
+
+// A command that takes several operations, and its turn. Pool: StorChannel::jobs_.
+struct StorJob {
+  ScsiJob scsi;
+  ScsiResult result;
+  bool exclusive = false;
+  bool begun = false;        // false: it waits for other commands to end
+  bool in_submit = false;    // the queue was just given its operation ...
+  std::optional<int> error;  // ... and ended it at once, with this outcome
+  StorJob* next_free = nullptr;
+};
 
 // One packet of the guest's, until its completion stands in the ring. Pool: StorChannel::requests_.
 class StorRequest final : public DiskRequest {
@@ -46,11 +60,13 @@ class StorRequest final : public DiskRequest {
   void disk_done(int error) noexcept override;
 
   StorChannel* channel = nullptr;
-  Hook hook;  // in exactly one of: free, outstanding, waiting for ring space, resets
+  Hook hook;  // in exactly one of: free, outstanding, held, waiting for ring space, resets
   std::uint64_t transaction_id = 0;
   std::uint64_t sequence = 0;  // of arrival
+  StorJob* job = nullptr;      // of an outstanding command that has one
   std::uint32_t answer_size = 0;
   bool answer_wanted = false;
+  bool aborted = false;     // by a reset
   vstor::SrbPacket packet;  // the guest's; becomes the answer
 
   // Host memory of the guest's buffer. Most buffers are a few pieces; longer lists go to `long_vectors`,
@@ -64,6 +80,9 @@ class StorRequest final : public DiskRequest {
 //
 //   service(): free -> read from the ring -> LogicalUnit -> answered at once
 //                                                        -> outstanding, in a DiskQueue -> disk_done()
+//                                                        -> outstanding, with a job: the same, several times
+//                                                        -> held, until there is a job or an exclusive one
+//                                                        ends
 //   answer: into the outgoing ring, or waiting for space there -> free
 //
 // The pool bounds what the guest makes us hold: without a free request the ring is not read. Nothing is
@@ -90,12 +109,26 @@ class StorChannel final : public devices::ChannelHandler {
   [[nodiscard]] Result<void> allocate();
   void receive(const ring::Packet& packet);
   void execute(StorRequest& request, const ring::Packet& packet);
+  void run(StorRequest& request);
+  void run_job(StorRequest& request, const ScsiCommand& command, ScsiNext next);
+  void hold(StorRequest& request);
+  void retry_held();
+  void drain(std::uint8_t lun, const StorRequest* except, const std::shared_ptr<Barrier>& barrier);
+  void begin(StorRequest& request);
+  void advance(StorRequest& request, ScsiNext next);
+  [[nodiscard]] ScsiNext continue_job(StorRequest& request, int error);
+  void job_disk_done(StorRequest& request, int error);
+  void end_job(StorRequest& request, bool aborted);
   [[nodiscard]] bool map_buffer(StorRequest& request, const ring::Packet& packet, std::uint32_t length,
                                 bool writable);
   void reset(StorRequest& request);
-  void finish_resets();
+  void finish_reset(StorRequest& request, std::uint64_t luns);
+  void abort(std::uint64_t luns, const std::shared_ptr<Barrier>& barrier);
+  void finish_drains();
+  void leave_when_idle();
   void disk_done(StorRequest& request, int error);
   void fail(StorRequest& request, int error);
+  void log_failure(const StorRequest& request, int error);
   void answer(StorRequest& request);
   // False: the outgoing ring is full, and the guest will signal when it is not.
   [[nodiscard]] Result<bool> write_waiting_answers();
@@ -114,12 +147,27 @@ class StorChannel final : public devices::ChannelHandler {
   LazyMemory vector_memory_;
   std::unique_ptr<StorRequest[]> requests_;
   std::vector<ring::GpaSegment> segments_;  // scratch of map_buffer()
+  // Jobs are rare and slow: a few at a time, the others wait.
+  static constexpr std::size_t kJobs = 4;
+  LazyMemory job_memory_;
+  std::array<StorJob, kJobs> jobs_;
+  StorJob* free_job_ = nullptr;
   std::uint64_t next_sequence_ = 0;
 
   List free_;
   List outstanding_;  // in order of arrival
+  List held_;         // in order of arrival
   List answers_;      // that wait for ring space
-  List resets_;       // that wait for requests before them
+  List resets_;       // that wait for all channels to be done with the requests before them
+
+  // Arrives at a barrier when the outstanding requests of some LUNs that came before have ended.
+  struct Drain {
+    std::uint64_t luns;
+    std::uint64_t sequence;
+    const StorRequest* except;
+    std::shared_ptr<Barrier> barrier;
+  };
+  std::vector<Drain> drains_;
 };
 
 }  // namespace vmbusd::storvsp

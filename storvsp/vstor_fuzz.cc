@@ -113,8 +113,9 @@ class Session {
 
   void srb() {
     Bytes cdb(6 + input_.below(11));
-    static constexpr std::array<std::uint8_t, 12> kOpcodes = {0x00, 0x12, 0x1a, 0x28, 0x2a, 0x28,
-                                                              0x2a, 0x35, 0xa0, 0x9e, 0x88, 0x8a};
+    static constexpr std::array<std::uint8_t, 20> kOpcodes = {0x00, 0x12, 0x1a, 0x28, 0x2a, 0x28, 0x2a,
+                                                              0x35, 0xa0, 0x9e, 0x88, 0x8a, 0x15, 0x2e,
+                                                              0x2f, 0x41, 0x42, 0x89, 0x93, 0xa3};
     cdb[0] = input_.below(8) == 0 ? input_.byte() : kOpcodes[input_.below(kOpcodes.size())];
     if (input_.below(2) == 0) {
       for (std::size_t i = 1; i < cdb.size(); ++i) cdb[i] = input_.byte();

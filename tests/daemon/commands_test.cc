@@ -39,11 +39,13 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   controller.partition = std::string(64, 'p');
   controller.name = std::string(64, 'n');
   controller.instance = Guid::derive("a", "b");
+  controller.channels = storvsp::kMaxChannels;
   for (std::uint32_t lun = 0; lun < storvsp::kMaxLuns; ++lun) {
     storvsp::DiskConfig& disk = controller.disks.emplace_back();
     disk.lun = static_cast<std::uint8_t>(lun);
     disk.fd = some_fd();
     disk.read_only = true;
+    disk.discard = false;
     disk.cache = storvsp::CacheMode::kUnsafe;
     disk.logical_block_bytes = 4096;
     disk.physical_block_bytes = 65536;
@@ -57,11 +59,13 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   CHECK(got.partition == controller.partition);
   CHECK(got.name == controller.name);
   CHECK(got.instance == controller.instance);
+  CHECK(got.channels == storvsp::kMaxChannels);
   REQUIRE(got.disks.size() == storvsp::kMaxLuns);
   const storvsp::DiskConfig& last = got.disks.back();
   CHECK(last.lun == storvsp::kMaxLuns - 1);
   CHECK(last.fd);
   CHECK(last.read_only);
+  CHECK(!last.discard);
   CHECK(last.cache == storvsp::CacheMode::kUnsafe);
   CHECK(last.logical_block_bytes == 4096);
   CHECK(last.physical_block_bytes == 65536);

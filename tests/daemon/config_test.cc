@@ -28,6 +28,7 @@ poll_us = 20
 
 [[partition.scsi]]
 name = "scsi0"
+channels = 8
 instance = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
 
 [[partition.scsi.disk]]
@@ -94,6 +95,7 @@ TEST_CASE("every key is read", "[daemon]") {
   const storvsp::ControllerConfig& controller = demo.scsi[0].controller;
   CHECK(controller.partition == "demo");
   CHECK(controller.name == "scsi0");
+  CHECK(controller.channels == 8);
   CHECK(controller.instance == Guid::parse("6ba7b810-9dad-11d1-80b4-00c04fd430c8"));
   REQUIRE(controller.disks.size() == 2);
   REQUIRE(demo.scsi[0].images.size() == 2);
@@ -101,7 +103,7 @@ TEST_CASE("every key is read", "[daemon]") {
   CHECK(disk.lun == 7);
   CHECK(demo.scsi[0].images[0].path == "/images/a.img");
   CHECK(demo.scsi[0].images[0].direct == DirectIo::kOff);
-  CHECK(demo.scsi[0].images[0].line == 11);
+  CHECK(demo.scsi[0].images[0].line == 12);
   CHECK(disk.read_only);
   CHECK(disk.cache == storvsp::CacheMode::kWritethrough);
   CHECK(disk.logical_block_bytes == 4096);
@@ -171,6 +173,7 @@ TEST_CASE("what is left out has its default", "[daemon]") {
   CHECK(partition.poll_us == 50);
   const ScsiConfig& scsi = partition.scsi[0];
   CHECK_FALSE(scsi.controller.instance.has_value());
+  CHECK(scsi.controller.channels == 0);
   CHECK(scsi.images[0].path == "/etc/vmbusd/d.img");
   CHECK(scsi.images[0].direct == DirectIo::kAuto);
   CHECK_FALSE(scsi.controller.disks[0].read_only);
@@ -272,6 +275,9 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        partition_with("[[partition.scsi]]\nname = \"s\"\ninstance = \"6ba7b810\"\n"),
        {"f.toml:6: partition.scsi.instance: \"6ba7b810\" is not accepted; accepted: a GUID such as "
         "\"6ba7b810-9dad-11d1-80b4-00c04fd430c8\""}},
+      {"a controller without channels",
+       partition_with("[[partition.scsi]]\nname = \"s\"\nchannels = 0\n"),
+       {"f.toml:6: partition.scsi.channels: 0 is not accepted; accepted: an integer from 1 to 64"}},
       {"two devices of one instance",
        partition_with(
            "[[partition.scsi]]\nname = \"s\"\ninstance = \"6ba7b810-9dad-11d1-80b4-00c04fd430c8\"\n"
@@ -303,7 +309,8 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        disk_with("read_only = true\n"),
        {"f.toml:9: partition.scsi.disk.read_only: unknown key (did you mean \"readonly\"?); accepted: "
         "backend, "
-        "block_size, cache, direct, identity, lun, path, physical_block_size, product, readonly, revision, "
+        "block_size, cache, direct, discard, identity, lun, path, physical_block_size, product, readonly, "
+        "revision, "
         "serial, vendor"}},
       {"unknown word",
        disk_with("direct = \"yes\"\n"),
@@ -333,6 +340,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
       {"size of an image",
        disk_with("size = \"1G\"\n"),
        {"f.toml:9: partition.scsi.disk.size: unknown key; accepted: backend, block_size, cache, direct, "
+        "discard, "
         "identity, "
         "lun, path, physical_block_size, product, readonly, revision, serial, vendor"}},
       {"size of nothing",

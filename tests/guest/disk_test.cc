@@ -95,28 +95,24 @@ const LoadCase kLoadCases[] = {
 
 class Load {
  public:
-  Load(ChildPartition& child, StorClient& stor, std::uint32_t depth, std::uint32_t seed)
-      : stor_(stor), random_(seed) {
+  // The slots' regions begin at slot `first_slot` of the disk.
+  Load(ChildPartition& child, StorClient& stor, std::uint32_t depth, std::uint32_t seed,
+       std::uint64_t first_slot = 0)
+      : stor_(stor), random_(seed), first_slot_(first_slot) {
     for (std::uint32_t slot = 0; slot < depth; ++slot) {
-      slots_.push_back({must(child.ram().take(kSlotBytes / kPageSize, Layout::kScattered)), {}, false});
+      slots_.push_back({must(child.ram().take(kSlotBytes / kPageSize, Layout::kScattered)), {}});
     }
   }
 
-  void run(std::uint32_t rounds) {
+  void run(std::uint32_t rounds) { run({this}, rounds); }
+  // All at once, each on its channel.
+  static void run(const std::vector<Load*>& loads, std::uint32_t rounds) {
     for (std::uint32_t round = 0; round < rounds; ++round) {
-      for (Slot& slot : slots_) {
-        slot.expected =
-            random_bytes((1 + random_() % (kSlotBytes / 512)) * 512, static_cast<std::uint32_t>(random_()));
-        slot.pages.write(0, slot.expected);
-      }
-      run_all(scsi::Opcode::kWrite16);
-      for (const Slot& slot : slots_) slot.pages.write(0, std::vector<std::byte>(kSlotBytes));
-      run_all(scsi::Opcode::kRead16);
-      for (const Slot& slot : slots_) {
-        std::vector<std::byte> read(slot.expected.size());
-        slot.pages.read(0, read);
-        REQUIRE(read == slot.expected);
-      }
+      for (Load* const load : loads) load->fill();
+      run_all(loads, scsi::Opcode::kWrite16);
+      for (Load* const load : loads) load->clear();
+      run_all(loads, scsi::Opcode::kRead16);
+      for (const Load* const load : loads) load->check();
     }
   }
 
@@ -125,36 +121,64 @@ class Load {
   struct Slot {
     Pages pages;
     std::vector<std::byte> expected;
-    bool done;
   };
 
-  void run_all(scsi::Opcode opcode) {
-    std::vector<std::size_t> slot_of_id(stor_.depth() + 1);
-    std::size_t next = 0;
-    std::size_t completed = 0;
-    while (completed < slots_.size()) {
-      while (next < slots_.size()) {
-        const std::size_t bytes = slots_[next].expected.size();
-        StorCommand command =
-            block_command(opcode, next * kSlotBytes / 512, static_cast<std::uint32_t>(bytes / 512));
-        command.pages = slots_[next].pages.gpns().first((bytes + kPageSize - 1) / kPageSize);
-        command.bytes = static_cast<std::uint32_t>(bytes);
-        const std::optional<std::uint64_t> id = must(stor_.submit(command));
-        if (!id) break;
-        slot_of_id[*id] = next++;
+  static void run_all(const std::vector<Load*>& loads, scsi::Opcode opcode) {
+    for (Load* const load : loads) load->next_ = load->completed_ = 0;
+    for (bool done = false; !done;) {
+      done = true;
+      for (Load* const load : loads) {
+        const bool moved = load->pump(opcode);
+        if (load->completed_ == load->slots_.size()) continue;
+        done = false;
+        if (!moved && loads.size() == 1) (void)must(load->stor_.wait());
       }
-      must(stor_.flush());
-      const std::uint32_t count =
-          must(stor_.poll([](const StorCompletion& completion) { REQUIRE(succeeded(completion.packet)); }));
-      completed += count;
-      if (count == 0) (void)must(stor_.wait());
     }
-    REQUIRE(stor_.in_flight() == 0);
+    for (const Load* const load : loads) REQUIRE(load->stor_.in_flight() == 0);
+  }
+
+  void fill() {
+    for (Slot& slot : slots_) {
+      slot.expected =
+          random_bytes((1 + random_() % (kSlotBytes / 512)) * 512, static_cast<std::uint32_t>(random_()));
+      slot.pages.write(0, slot.expected);
+    }
+  }
+  void clear() {
+    for (const Slot& slot : slots_) slot.pages.write(0, std::vector<std::byte>(kSlotBytes));
+  }
+  void check() const {
+    for (const Slot& slot : slots_) {
+      std::vector<std::byte> read(slot.expected.size());
+      slot.pages.read(0, read);
+      REQUIRE(read == slot.expected);
+    }
+  }
+
+  // Submits what there is room for and takes what is there; false where nothing was.
+  bool pump(scsi::Opcode opcode) {
+    while (next_ < slots_.size()) {
+      const std::size_t bytes = slots_[next_].expected.size();
+      StorCommand command = block_command(opcode, (first_slot_ + next_) * kSlotBytes / 512,
+                                          static_cast<std::uint32_t>(bytes / 512));
+      command.pages = slots_[next_].pages.gpns().first((bytes + kPageSize - 1) / kPageSize);
+      command.bytes = static_cast<std::uint32_t>(bytes);
+      if (!must(stor_.submit(command))) break;
+      ++next_;
+    }
+    must(stor_.flush());
+    const std::uint32_t count =
+        must(stor_.poll([](const StorCompletion& completion) { REQUIRE(succeeded(completion.packet)); }));
+    completed_ += count;
+    return count != 0;
   }
 
   StorClient& stor_;
   std::mt19937 random_;
+  std::uint64_t first_slot_;
   std::vector<Slot> slots_;
+  std::size_t next_ = 0;
+  std::size_t completed_ = 0;
 };
 
 TEST_CASE("many commands in flight keep their data apart", "[guest]") {
@@ -169,6 +193,80 @@ TEST_CASE("many commands in flight keep their data apart", "[guest]") {
       load.run(5);
       must(driver.channel->close());
     }
+  }
+}
+
+// A sub-channel as a driver opens it: its own rings and VP, no initialisation.
+struct SubChannel {
+  SubChannel(Driver& primary, std::uint32_t depth)
+      : offer(must(primary.bus.wait_offer())),
+        channel(must(GuestChannel::open(primary.bus, offer, {.target_vp = offer.sub_channel_index}))),
+        stor(*channel, depth) {}
+
+  vmbus::OfferChannel offer;
+  std::unique_ptr<GuestChannel> channel;
+  StorClient stor;
+};
+
+TEST_CASE("sub-channels move data side by side", "[guest]") {
+  constexpr std::uint32_t kDepth = 32;  // slots of 64 KiB: 4 channels fill the disk
+  Host host;
+  const auto child = host.attach("one", 4);
+  Driver driver(*child, {.depth = kDepth});
+  const vstor::ChannelProperties& properties = driver.stor->properties();
+  CHECK(properties.flags == vstor::kPropertyMultiChannel);
+  REQUIRE(properties.max_channel_count == 3);
+  CHECK(must(driver.stor->create_sub_channels(4)) == vstor::Status::kInvalidParameter);
+  REQUIRE(must(driver.stor->create_sub_channels(3)) == vstor::Status::kSuccess);
+  CHECK(must(driver.stor->create_sub_channels(1)) == vstor::Status::kInvalidParameter);
+  std::vector<std::unique_ptr<SubChannel>> sub_channels;
+  for (std::uint16_t i = 1; i <= 3; ++i) {
+    sub_channels.push_back(std::make_unique<SubChannel>(driver, kDepth));
+    CHECK(sub_channels.back()->offer.sub_channel_index == i);
+    CHECK(sub_channels.back()->offer.instance == driver.offer.instance);
+  }
+
+  std::vector<std::unique_ptr<Load>> loads;
+  loads.push_back(std::make_unique<Load>(*child, *driver.stor, kDepth, 1));
+  for (std::uint32_t i = 0; i < 3; ++i) {
+    loads.push_back(std::make_unique<Load>(*child, sub_channels[i]->stor, kDepth, 2 + i, (i + 1) * kDepth));
+  }
+  // Every completion comes on the channel that asked: each client knows only the ids that it gave.
+  Load::run({loads[0].get(), loads[1].get(), loads[2].get(), loads[3].get()}, 5);
+
+  SECTION("a reset on the primary waits for all of them") {
+    const Pages buffer = must(child->ram().take(16, Layout::kContiguous));
+    for (const auto& sub_channel : sub_channels) {
+      StorCommand command = block_command(scsi::Opcode::kWrite16, 0, 128);
+      command.pages = buffer.gpns();
+      command.bytes = 64 << 10;
+      for (std::uint32_t i = 0; i < kDepth; ++i) REQUIRE(must(sub_channel->stor.submit(command)));
+      must(sub_channel->stor.flush());
+    }
+    vstor::Packet reset{};
+    reset.header = {vstor::Operation::kResetBus, vstor::kFlagCompletionRequested, vstor::Status::kSuccess};
+    must(driver.stor->call(reset));
+    CHECK(reset.header.status == vstor::Status::kSuccess);
+    for (const auto& sub_channel : sub_channels) {
+      while (sub_channel->stor.in_flight() != 0) {
+        if (must(sub_channel->stor.poll([](const StorCompletion&) {})) == 0) {
+          (void)must(sub_channel->stor.wait());
+        }
+      }
+    }
+  }
+  SECTION("closing the primary takes them back, and they can be asked for again") {
+    must(driver.channel->close());
+    for (std::uint16_t i = 0; i < 3; ++i) (void)must(driver.bus.wait_rescind());
+    for (const auto& sub_channel : sub_channels) {
+      must(sub_channel->channel->close());
+      must(driver.bus.release_relid(sub_channel->channel->relid()));
+    }
+    driver.channel = must(GuestChannel::open(driver.bus, driver.offer));
+    StorClient again(*driver.channel, kDepth);
+    must(again.initialize());
+    REQUIRE(must(again.create_sub_channels(1)) == vstor::Status::kSuccess);
+    CHECK(must(driver.bus.wait_offer()).sub_channel_index == 1);
   }
 }
 

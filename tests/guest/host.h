@@ -36,7 +36,7 @@ std::optional<Errc> error_of(const Result<T>& result) {
 }
 
 // A running vmbusd with the partitions "one" and "two". Each has one controller with two disks of
-// kImageBytes: LUN 0 is writable, LUN 1 read-only.
+// kImageBytes: LUN 0 is writable, LUN 1 read-only; a guest may have 4 channels, on 2 I/O threads.
 class Host {
  public:
   Host() {
@@ -46,7 +46,7 @@ class Host {
         std::ofstream(directory_.path(name + image)) << std::string(kImageBytes, 'i');
       }
       config += "[[partition]]\nname = '" + name + "'\nsocket = '" + name + ".sock'\nio_threads = 2\n" +
-                "[[partition.scsi]]\nname = 'scsi0'\n" +  //
+                "[[partition.scsi]]\nname = 'scsi0'\nchannels = 4\n" +  //
                 "[[partition.scsi.disk]]\nlun = 0\npath = '" + name + "-0.img'\n" +
                 "[[partition.scsi.disk]]\nlun = 1\nreadonly = true\npath = '" + name + "-1.img'\n";
     }
@@ -115,6 +115,8 @@ class Driver {
     stor = std::make_unique<StorClient>(*channel, options.depth);
     must(stor->initialize());
     disk = std::make_unique<Disk>(*stor);
+    must(disk->ready());
+    must(Disk(*stor, 1).ready());
   }
   explicit Driver(ChildPartition& child) : Driver(child, Options()) {}
 

@@ -130,6 +130,18 @@ TEST_CASE("controller configurations", "[storvsp]") {
     config.max_transfer_bytes = kMaxTransferBytes + 4096;
     CHECK(!make_controller(std::move(config)).has_value());
   }
+  SECTION("no channels") {
+    config.channels = 0;
+    CHECK(!make_controller(std::move(config)).has_value());
+  }
+  SECTION("too many channels") {
+    config.channels = kMaxChannels + 1;
+    CHECK(!make_controller(std::move(config)).has_value());
+  }
+  SECTION("all channels") {
+    config.channels = kMaxChannels;
+    CHECK(make_controller(std::move(config)).has_value());
+  }
   SECTION("the largest transfers") {
     config.max_transfer_bytes = kMaxTransferBytes;
     CHECK(make_controller(std::move(config)).has_value());
@@ -167,6 +179,16 @@ class TestHost final : public devices::DeviceHost {
   void offer_sub_channels(devices::Device& /*device*/, std::uint32_t /*count*/) override {}
 };
 
+// The first command that a new guest sends to a LUN hears of the power-on.
+void take_attention(StorGuest& guest) {
+  const Completion completion = guest.command({0, 0, 0, 0, 0, 0});
+  CHECK(completion.packet.srb.scsi_status == 2);
+  CHECK(completion.packet.srb.cdb_or_sense[2] == 6);
+  CHECK(completion.packet.srb.cdb_or_sense[12] == 0x29);
+  CHECK(completion.packet.srb.cdb_or_sense[13] == 0);
+  CHECK(guest.command({0, 0, 0, 0, 0, 0}).packet.srb.srb_status == 1);
+}
+
 // The device of `config` with its primary channel open.
 struct Served {
   explicit Served(ControllerConfig config)
@@ -174,6 +196,7 @@ struct Served {
         opener(std::move(*io::Worker::create({.name = "unused"}))),
         guest(device->open(0, host, *opener).value()) {
     guest.negotiate();
+    take_attention(guest);
   }
 
   std::unique_ptr<devices::Device> device;
@@ -247,6 +270,7 @@ TEST_CASE("a guest that starts over finds the defaults", "[storvsp]") {
   {
     StorGuest guest(device->open(0, host, *opener).value());
     guest.negotiate();
+    take_attention(guest);
     (void)guest.command({0x1a, 0, 0x08, 0, 24, 0}, vstor::DataIn::kRead, 24);
     CHECK(guest.data()[6] == std::byte{4});
     std::memset(guest.data(), 0, 4);
@@ -258,6 +282,7 @@ TEST_CASE("a guest that starts over finds the defaults", "[storvsp]") {
   CHECK(device->open(1, host, *opener).error().code == Errc::kWrongState);
   StorGuest guest(device->open(0, host, *opener).value());
   guest.negotiate();
+  take_attention(guest);
   (void)guest.command({0x1a, 0, 0x08, 0, 24, 0}, vstor::DataIn::kRead, 24);
   CHECK(guest.data()[6] == std::byte{4});
 }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -351,6 +352,104 @@ TEST_CASE("cancelled queues end everything", "[storvsp]") {
   }
   CHECK(cancelled >= 60);
   CHECK(fixture.write(0, out.data, 4096) == ECANCELED);
+}
+
+// The file's blocks of 512 bytes that the host keeps.
+std::int64_t allocated(const UniqueFd& fd) {
+  struct stat status {};
+  VMBUSD_ASSERT(::fstat(fd.get(), &status) == 0);
+  return status.st_blocks;
+}
+
+TEST_CASE("space is given back, and zeros are made", "[storvsp]") {
+  for (const int flags : {0, O_DIRECT}) {
+    DYNAMIC_SECTION((flags == 0 ? "through the page cache" : "directly")) {
+      UniqueFd fd = temporary_file(flags);
+      if (!fd || ::ftruncate(fd.get(), kDiskBytes) != 0) return;
+      Fixture fixture(std::move(fd));
+      const FileProbe probe = probe_file(fixture.raw.get()).value();
+      CHECK(probe.discards);
+      CHECK(probe.discard_zeroes);
+      const Buffer data(1u << 20);
+      data.fill(1);
+      REQUIRE(fixture.write(0, data.data, 1u << 20) == 0);
+      REQUIRE(fixture.run({DiskOp::kFlush}, {}) == 0);
+      const std::int64_t before = allocated(fixture.raw);
+      REQUIRE(before >= 2048);
+      const Buffer read(64 << 10);
+      const auto reads_zeros = [&](std::uint64_t offset) {
+        REQUIRE(fixture.read(offset, read.data, 64 << 10) == 0);
+        return std::all_of(read.data, read.data + read.size, [](std::byte b) { return b == std::byte{}; });
+      };
+      SECTION("a discard") {
+        CHECK(fixture.run({DiskOp::kDiscard, false, 256 << 10, 256 << 10}, {}) == 0);
+        CHECK(reads_zeros(256 << 10));
+        CHECK(!reads_zeros(192 << 10));
+        CHECK(!reads_zeros(512 << 10));
+        CHECK(allocated(fixture.raw) <= before - 512);
+      }
+      SECTION("zeros that may be given back") {
+        CHECK(fixture.run({DiskOp::kZero, false, 256 << 10, 256 << 10, true}, {}) == 0);
+        CHECK(reads_zeros(256 << 10));
+        CHECK(allocated(fixture.raw) <= before - 512);
+      }
+      SECTION("zeros that are kept") {
+        const int error = fixture.run({DiskOp::kZero, false, 256 << 10, 256 << 10}, {});
+        if (error == 0) {
+          CHECK(reads_zeros(256 << 10));
+          CHECK(allocated(fixture.raw) >= before);
+        } else {
+          CHECK(error == EOPNOTSUPP);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a discard ends inside the disk, whatever the file holds behind it", "[storvsp]") {
+  Fixture fixture(memory_file(kDiskBytes));
+  const Buffer data(8192);
+  data.fill(1);
+  REQUIRE(fixture.write(0, data.data, 8192) == 0);
+  CHECK(fixture.run({DiskOp::kDiscard, false, 512, 1024}, {}) == 0);
+  const Buffer read(8192);
+  REQUIRE(fixture.read(0, read.data, 8192) == 0);
+  CHECK(std::memcmp(read.data, data.data, 512) == 0);
+  CHECK(std::all_of(read.data + 512, read.data + 1536, [](std::byte b) { return b == std::byte{}; }));
+  CHECK(std::memcmp(read.data + 1536, data.data + 1536, 8192 - 1536) == 0);
+}
+
+TEST_CASE("a file that may not be changed cannot give space back", "[storvsp]") {
+  const UniqueFd sealed = memory_file(kDiskBytes);
+  REQUIRE(::fcntl(sealed.get(), F_ADD_SEALS, F_SEAL_WRITE) == 0);
+  CHECK(!probe_file(sealed.get()).value().discards);
+  const UniqueFd read_only(::open("/proc/self/exe", O_RDONLY));
+  CHECK(!probe_file(read_only.get()).value().discards);
+}
+
+TEST_CASE("what is there is found", "[storvsp]") {
+  Fixture fixture(memory_file(kDiskBytes));
+  const Buffer data(8192);
+  data.fill(1);
+  // tmpfs keeps pages: 1 and 2, and 100 with one block of it written.
+  REQUIRE(fixture.write(4096, data.data, 8192) == 0);
+  REQUIRE(fixture.write(409600, data.data, 512) == 0);
+  const auto find = [&](std::uint64_t offset) {
+    TestRequest request;
+    request.io = {DiskOp::kMap, false, offset, 0};
+    std::future<int> done = request.done.get_future();
+    fixture.worker->post([&] { fixture.queue->submit(request); });
+    REQUIRE(done.get() == 0);
+    return std::pair(request.extent.length, request.extent.mapped);
+  };
+  using Extent = std::pair<std::uint64_t, bool>;
+  CHECK(find(0) == Extent(4096, false));
+  CHECK(find(512) == Extent(3584, false));
+  CHECK(find(4096) == Extent(8192, true));
+  CHECK(find(8192) == Extent(4096, true));
+  CHECK(find(12288) == Extent(409600 - 12288, false));
+  CHECK(find(409600) == Extent(4096, true));
+  CHECK(find(413696) == Extent(kDiskBytes - 413696, false));
 }
 
 }  // namespace

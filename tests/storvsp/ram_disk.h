@@ -33,8 +33,9 @@ class RamDisk final : public Disk {
 
   std::vector<std::byte> medium;
   std::atomic<bool> hold{false};
-  std::atomic<int> error{0};       // errno of the operations from now on
-  std::atomic<int> operations{0};  // that reached the disk, held ones included
+  std::atomic<bool> stubborn{false};  // what is held cannot be aborted
+  std::atomic<int> error{0};          // errno of the operations from now on
+  std::atomic<int> operations{0};     // that reached the disk, held ones included
   std::atomic<int> cancels{0};
 
  private:
@@ -52,6 +53,11 @@ class RamDisk final : public Disk {
         perform(request);
       }
     }
+    void abort(DiskRequest& request) noexcept override {
+      if (disk.stubborn || !request.queue_hook.is_linked()) return;
+      held.erase(held.iterator_to(request));
+      request.disk_done(ECANCELED);
+    }
     void cancel() noexcept override {
       ++disk.cancels;
       while (!held.empty()) {
@@ -67,6 +73,7 @@ class RamDisk final : public Disk {
     void perform(DiskRequest& request) noexcept {
       const DiskIo& io = request.io;
       if (disk.error != 0) return request.disk_done(disk.error);
+      if (io.op > DiskOp::kFlush) return provision(request);
       std::size_t total = 0;
       for (const iovec& buffer : request.buffers) {
         if (io.op == DiskOp::kFlush) break;
@@ -80,6 +87,17 @@ class RamDisk final : public Disk {
         total += buffer.iov_len;
       }
       VMBUSD_ASSERT(io.op == DiskOp::kFlush || total == io.length);
+      request.disk_done(0);
+    }
+
+    void provision(DiskRequest& request) noexcept {
+      const DiskIo& io = request.io;
+      VMBUSD_ASSERT(io.offset < disk.medium.size() && io.length <= disk.medium.size() - io.offset);
+      if (io.op == DiskOp::kMap) {
+        request.extent = {disk.medium.size() - io.offset, true};
+      } else {
+        std::memset(disk.medium.data() + io.offset, 0, io.length);
+      }
       request.disk_done(0);
     }
 

@@ -1,12 +1,15 @@
 // A LUN with its medium in memory, driven without channel, worker or kernel.
 #pragma once
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <initializer_list>
 #include <span>
 #include <vector>
 
 #include "base/assert.h"
+#include "storvsp/scsi_job.h"
 #include "storvsp/scsi_target.h"
 
 namespace vmbusd::storvsp {
@@ -26,13 +29,20 @@ inline LunOptions ram_lun_options(std::uint64_t size_bytes, std::uint32_t block_
   options.identity.revision = padded_text<4>("1.0");
   options.identity.serial = "SERIAL-1";
   options.identity.id = Guid::literal("00112233-4455-6677-8899-aabbccddeeff");
-  options.geometry = {size_bytes, block_bytes, 4096, false};
+  options.geometry = {size_bytes, block_bytes, 4096, false, true, true};
   options.max_transfer_bytes = 1u << 20;
   return options;
 }
 
 struct RamLun {
-  explicit RamLun(LunOptions options) : lun(options), medium(options.geometry.size_bytes) {}
+  explicit RamLun(LunOptions options)
+      : geometry(options.geometry),
+        lun(options),
+        medium(options.geometry.size_bytes),
+        mapped(options.geometry.size_bytes / options.geometry.logical_block_bytes, true) {
+    job.lun = &lun;
+    job.scratch = scratch.data();
+  }
 
   // Runs a command to its end; `data` is the guest's buffer, in pieces of `piece` bytes.
   ScsiResult run(std::span<const std::uint8_t> cdb, DataDirection direction, std::span<std::byte> data,
@@ -53,31 +63,99 @@ struct RamLun {
     }
     ScsiResult result;
     last_io = {};
-    if (lun.execute(command, result, last_io) == ScsiNext::kComplete) return result;
-    ++disk_operations;
-    if (disk_error == 0 && last_io.op != DiskOp::kFlush) {
-      VMBUSD_ASSERT(last_io.length != 0 && last_io.length <= data.size());
-      VMBUSD_ASSERT(last_io.offset <= medium.size() && last_io.length <= medium.size() - last_io.offset);
-      std::byte* const at = medium.data() + last_io.offset;
-      if (last_io.op == DiskOp::kRead) {
-        std::memcpy(data.data(), at, last_io.length);
-      } else {
-        std::memcpy(at, data.data(), last_io.length);
-      }
+    switch (lun.execute(command, result, last_io)) {
+      case ScsiNext::kComplete:
+        return result;
+      case ScsiNext::kDisk:
+        VMBUSD_ASSERT(last_io.op == DiskOp::kFlush || last_io.length <= command.data_length);
+        LogicalUnit::finish(last_io, perform(last_io, pieces), result);
+        return result;
+      case ScsiNext::kExclusiveJob:
+        VMBUSD_ASSERT(lun.try_exclusive());
+        run_job(command, result);
+        lun.end_exclusive();
+        return result;
+      case ScsiNext::kJob:
+        run_job(command, result);
+        return result;
+      case ScsiNext::kHold:
+        break;
     }
-    LogicalUnit::finish(last_io, disk_error, result);
-    return result;
+    VMBUSD_ASSERT(false);
   }
   ScsiResult run(std::initializer_list<std::uint8_t> cdb, DataDirection direction = DataDirection::kNone,
                  std::span<std::byte> data = {}) {
     return run(std::span(cdb.begin(), cdb.size()), direction, data);
   }
 
+  DiskGeometry geometry;
   LogicalUnit lun;
   std::vector<std::byte> medium;
-  int disk_error = 0;  // errno of the next operations
+  std::vector<bool> mapped;        // by block
+  int disk_error = 0;              // errno of the next operations
+  bool zeroes_by_writing = false;  // kZero is not supported
   DiskIo last_io;
   int disk_operations = 0;
+  std::vector<DiskIo> operations;  // all of them
+
+ private:
+  void run_job(const ScsiCommand& command, ScsiResult& result) {
+    job.command = command;
+    // A shuffled scratch: nothing may be taken for the guest's.
+    std::memset(scratch.data(), 0xee, scratch.size());
+    ScsiNext next = begin_job(job, result);
+    while (next == ScsiNext::kDisk) {
+      last_io = job.io;
+      const int error = perform(job.io, job.buffers);
+      next = continue_job(job, error, result);
+    }
+    VMBUSD_ASSERT(next == ScsiNext::kComplete);
+  }
+
+  int perform(const DiskIo& io, std::span<const iovec> buffers) {
+    ++disk_operations;
+    operations.push_back(io);
+    if (disk_error != 0) return disk_error;
+    if (io.op == DiskOp::kFlush) return 0;
+    const std::uint32_t block = geometry.logical_block_bytes;
+    VMBUSD_ASSERT(io.offset % block == 0 && io.length % block == 0 && io.offset < medium.size());
+    if (io.op == DiskOp::kMap) {
+      const std::size_t first = io.offset / block;
+      std::size_t end = first;
+      while (end < mapped.size() && mapped[end] == mapped[first]) ++end;
+      job.extent = {(end - first) * block, mapped[first]};
+      return 0;
+    }
+    VMBUSD_ASSERT(io.length != 0 && io.length <= medium.size() - io.offset);
+    std::byte* at = medium.data() + io.offset;
+    if (io.op == DiskOp::kDiscard || io.op == DiskOp::kZero) {
+      VMBUSD_ASSERT(buffers.empty());
+      if (io.op == DiskOp::kZero && zeroes_by_writing) return EOPNOTSUPP;
+      std::memset(at, 0, io.length);
+      const bool gone = io.op == DiskOp::kDiscard || io.unmap;
+      std::fill_n(mapped.begin() + static_cast<std::ptrdiff_t>(io.offset / block), io.length / block, !gone);
+      return 0;
+    }
+    std::size_t left = io.length;
+    for (const iovec& buffer : buffers) {
+      const std::size_t size = std::min(left, buffer.iov_len);
+      if (io.op == DiskOp::kRead) {
+        std::memcpy(buffer.iov_base, at, size);
+      } else {
+        std::memcpy(at, buffer.iov_base, size);
+      }
+      at += size;
+      left -= size;
+    }
+    VMBUSD_ASSERT(left == 0);
+    if (io.op == DiskOp::kWrite) {
+      std::fill_n(mapped.begin() + static_cast<std::ptrdiff_t>(io.offset / block), io.length / block, true);
+    }
+    return 0;
+  }
+
+  ScsiJob job;
+  std::vector<std::byte> scratch = std::vector<std::byte>(ScsiJob::kScratchBytes);
 };
 
 }  // namespace vmbusd::storvsp

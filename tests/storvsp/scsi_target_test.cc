@@ -99,14 +99,173 @@ const BadCommand kBadCommands[] = {
      2,
      7},
     {"unknown service action",
-     {0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0},
+     {0x9e, 0x13, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0},
      kIn,
      32,
      5,
      0x2400,
      1,
      4},
-    {"MAINTENANCE IN", {0xa3, 0x0c, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0}, kIn, 32, 5, 0x2000, 0, 7},
+    {"REPORT TARGET PORT GROUPS", {0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0}, kIn, 32, 5, 0x2400, 1, 4},
+    {"REPORT SUPPORTED OPERATION CODES, reserved option",
+     {0xa3, 0x0c, 4, 0, 0, 0, 0, 0, 0, 32, 0, 0},
+     kIn,
+     32,
+     5,
+     0x2400,
+     2,
+     2},
+    {"REPORT SUPPORTED OPERATION CODES, service action not asked for",
+     {0xa3, 0x0c, 1, 0x9e, 0, 0, 0, 0, 0, 32, 0, 0},
+     kIn,
+     32,
+     5,
+     0x2400,
+     2,
+     2},
+    {"REPORT SUPPORTED OPERATION CODES, no service action",
+     {0xa3, 0x0c, 2, 0x28, 0, 0, 0, 0, 0, 32, 0, 0},
+     kIn,
+     32,
+     5,
+     0x2400,
+     2,
+     2},
+    {"REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS into too little",
+     {0xa3, 0x0d, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0},
+     kIn,
+     32,
+     5,
+     0x2400,
+     6,
+     7},
+    {"REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS, extended",
+     {0xa3, 0x0d, 0x80, 0, 0, 0, 0, 0, 0, 16, 0, 0},
+     kIn,
+     32,
+     5,
+     0x2400,
+     2,
+     7},
+    {"GET LBA STATUS past the end",
+     {0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0x08, 0, 0, 0, 0, 24, 0, 0},
+     kIn,
+     24,
+     5,
+     0x2100,
+     2,
+     7},
+    {"GET LBA STATUS report type",
+     {0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 1, 0},
+     kIn,
+     24,
+     5,
+     0x2400,
+     14,
+     0},
+    {"UNMAP with anchor", {0x42, 1, 0, 0, 0, 0, 0, 0, 24, 0}, kOut, 24, 5, 0x2400, 1, 0},
+    {"UNMAP of half a header", {0x42, 0, 0, 0, 0, 0, 0, 0, 7, 0}, kOut, 24, 5, 0x1a00, -1, 0},
+    {"UNMAP list longer than its data", {0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, kOut, 23, 5, 0x1a00, -1, 0},
+    {"WRITE SAME(10) with anchor", {0x41, 0x18, 0, 0, 0, 0, 0, 0, 1, 0}, kOut, 512, 5, 0x2400, 1, 4},
+    {"WRITE SAME(10) without data-out buffer bit",
+     {0x41, 0x01, 0, 0, 0, 0, 0, 0, 1, 0},
+     kOut,
+     512,
+     5,
+     0x2400,
+     1,
+     0},
+    {"WRITE SAME(10) of nothing", {0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0}, kOut, 512, 5, 0x2400, 7, 7},
+    {"WRITE SAME(10) of half a block", {0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0}, kOut, 511, 5, 0x2400, 7, 7},
+    {"WRITE SAME(10) past the end", {0x41, 0, 0, 0, 0x08, 0, 0, 0, 1, 0}, kOut, 512, 5, 0x2100, 2, 7},
+    {"WRITE SAME(16) past the end",
+     {0x93, 0, 0, 0, 0, 0, 0, 0, 0x07, 0xff, 0, 0, 0, 2, 0, 0},
+     kOut,
+     512,
+     5,
+     0x2100,
+     2,
+     7},
+    {"WRITE SAME(16) of nothing",
+     {0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+     kOut,
+     512,
+     5,
+     0x2400,
+     10,
+     7},
+    {"COMPARE AND WRITE past the end",
+     {0x89, 0, 0, 0, 0, 0, 0, 0, 0x08, 0, 0, 0, 0, 1, 0, 0},
+     kOut,
+     1024,
+     5,
+     0x2100,
+     2,
+     7},
+    {"COMPARE AND WRITE of too many blocks",
+     {0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 129, 0, 0},
+     kOut,
+     129 * 1024,
+     5,
+     0x2400,
+     13,
+     7},
+    {"COMPARE AND WRITE with half its data",
+     {0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
+     kOut,
+     1023,
+     5,
+     0x2400,
+     13,
+     7},
+    {"COMPARE AND WRITE, reserved byte",
+     {0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0},
+     kOut,
+     1024,
+     5,
+     0x2400,
+     11,
+     0},
+    {"WRITE AND VERIFY(10), reserved BYTCHK",
+     {0x2e, 0x04, 0, 0, 0, 0, 0, 0, 1, 0},
+     kOut,
+     512,
+     5,
+     0x2400,
+     1,
+     2},
+    {"WRITE AND VERIFY(10) of one block for all",
+     {0x2e, 0x06, 0, 0, 0, 0, 0, 0, 1, 0},
+     kOut,
+     512,
+     5,
+     0x2400,
+     1,
+     2},
+    {"WRITE AND VERIFY(10) from too small a buffer",
+     {0x2e, 0, 0, 0, 0, 0, 0, 0, 2, 0},
+     kOut,
+     512,
+     5,
+     0x2400,
+     7,
+     7},
+    {"WRITE AND VERIFY(12) past the end",
+     {0xae, 0, 0, 0, 0x08, 0, 0, 0, 0, 1, 0, 0},
+     kOut,
+     512,
+     5,
+     0x2100,
+     2,
+     7},
+    {"WRITE AND VERIFY(16) past the end",
+     {0x8e, 0, 0, 0, 0, 0, 0, 0, 0x08, 0, 0, 0, 0, 1, 0, 0},
+     kOut,
+     512,
+     5,
+     0x2100,
+     2,
+     7},
     {"REPORT LUNS select 3", {0xa0, 0, 3, 0, 0, 0, 0, 0, 16, 0, 0, 0}, kIn, 4096, 5, 0x2400, 2, 7},
     {"REPORT LUNS into too little", {0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 15, 0, 0}, kIn, 4096, 5, 0x2400, 6, 7},
     {"READ(10) protection", {0x28, 0x20, 0, 0, 0, 0, 0, 0, 1, 0}, kIn, 512, 5, 0x2400, 1, 5},
@@ -179,15 +338,25 @@ const BadCommand kBadCommands[] = {
      0x2400,
      -1,
      0},
-    {"VERIFY(10) with data", {0x2f, 0x02, 0, 0, 0, 0, 0, 0, 1, 0}, kOut, 512, 5, 0x2400, 1, 2},
-    {"VERIFY(16) with data",
+    {"VERIFY(10), reserved BYTCHK", {0x2f, 0x04, 0, 0, 0, 0, 0, 0, 1, 0}, kOut, 512, 5, 0x2400, 1, 2},
+    {"VERIFY(10) of too little data", {0x2f, 0x02, 0, 0, 0, 0, 0, 0, 2, 0}, kOut, 1023, 5, 0x2400, 7, 7},
+    {"VERIFY(12) without its data", {0xaf, 0x02, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0}, kNone, 0, 5, 0x2400, 6, 7},
+    {"VERIFY(16) of less than a block",
      {0x8f, 0x06, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
      kOut,
+     511,
+     5,
+     0x2400,
+     10,
+     7},
+    {"VERIFY(10) into a buffer that takes data",
+     {0x2f, 0x02, 0, 0, 0, 0, 0, 0, 1, 0},
+     kIn,
      512,
      5,
      0x2400,
-     1,
-     2},
+     -1,
+     0},
     {"VERIFY(10) past the end", {0x2f, 0, 0, 0, 0x08, 0, 0, 0, 1, 0}, kNone, 0, 5, 0x2100, 2, 7},
     {"VERIFY(12) past the end", {0xaf, 0, 0, 0, 0x08, 0, 0, 0, 0, 1, 0, 0}, kNone, 0, 5, 0x2100, 2, 7},
     {"SYNCHRONIZE CACHE(10) past the end", {0x35, 0, 0, 0, 0x08, 0, 0, 0, 1, 0}, kNone, 0, 5, 0x2100, 2, 7},
@@ -254,9 +423,10 @@ TEST_CASE("commands without data", "[storvsp]") {
       {"SYNCHRONIZE CACHE(10) of a range", {0x35, 0, 0, 0, 0x07, 0xff, 0, 0, 1, 0}, true},
       {"SYNCHRONIZE CACHE(10), immediate", {0x35, 0x02, 0, 0, 0, 0, 0, 0, 0, 0}, true},
       {"SYNCHRONIZE CACHE(16)", {0x91, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, true},
-      {"VERIFY(10)", {0x2f, 0, 0, 0, 0, 0, 0, 0x08, 0, 0}, false},
-      {"VERIFY(12)", {0xaf, 0, 0, 0, 0, 0, 0, 0, 0x08, 0, 0, 0}, false},
-      {"VERIFY(16)", {0x8f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x08, 0, 0, 0}, false},
+      {"VERIFY(10) of nothing", {0x2f, 0, 0, 0, 0, 0, 0, 0, 0, 0}, false},
+      {"WRITE AND VERIFY(10) of nothing", {0x2e, 0, 0, 0, 0, 0, 0, 0, 0, 0}, false},
+      {"COMPARE AND WRITE of nothing", {0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, false},
+      {"UNMAP of nothing", {0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0}, false},
       {"MODE SELECT(6) of nothing", {0x15, 0x10, 0, 0, 0, 0}, false},
       {"READ(10) of nothing", {0x28, 0, 0, 0, 0, 0, 0, 0, 0, 0}, false},
       {"WRITE(16) of nothing", {0x8a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, false},
@@ -305,22 +475,48 @@ TEST_CASE("INQUIRY", "[storvsp]") {
 TEST_CASE("vital product data", "[storvsp]") {
   RamLun lun = small_lun();
   const auto page = [&](std::uint8_t code) { return ask(lun, {0x12, 1, code, 0x01, 0, 0}).data; };
-  CHECK(page(0x00) == Bytes{0, 0x00, 0, 6, 0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2});
+  CHECK(page(0x00) == Bytes{0, 0x00, 0, 7, 0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2});
   CHECK(page(0x80) == Bytes{0, 0x80, 0, 8, 'S', 'E', 'R', 'I', 'A', 'L', '-', '1'});
   // Bytes of the GUID in Windows' order: 33 22 11 00 55 44 77 66 88 99 aa bb cc dd ee ff.
   CHECK(page(0x83) == Bytes{0,    0x83, 0,    48,   1,    1,    0,    24,   'M',  's',  'f',  't',  ' ',
                             ' ',  ' ',  ' ',  0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99,
                             0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff, 1,    3,    0,    16,   0x60, 0x02, 0x24,
                             0x80, 0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff});
-  Bytes limits = {0, 0xb0, 0, 60, 0, 0, 0, 8, 0, 0, 0x08, 0};
+  Bytes extended = {0, 0x86, 0, 60, 0, 1, 1};
+  extended.resize(64);
+  CHECK(page(0x86) == extended);
+  // WSNZ, 128 blocks compared at most, transfers of 1 MiB, unmapping of 4 GiB in 256 descriptors by physical
+  // blocks from 0 on, WRITE SAME of 64 MiB.
+  Bytes limits = {0, 0xb0, 0, 60, 1, 128, 0, 8, 0, 0, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80,
+                  0, 0,    0, 0,  1, 0,   0, 0, 0, 8, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0};
   limits.resize(64);
   CHECK(page(0xb0) == limits);
   Bytes characteristics = {0, 0xb1, 0, 60, 0, 1};
   characteristics.resize(64);
   CHECK(page(0xb1) == characteristics);
-  CHECK(page(0xb2) == Bytes{0, 0xb2, 0, 4, 0, 0, 0, 0});
+  CHECK(page(0xb2) == Bytes{0, 0xb2, 0, 4, 0, 0xe4, 2, 0});
   SECTION("as Linux reads them: the header first") {
     CHECK(ask(lun, {0x12, 1, 0x83, 0, 4, 0}).data == Bytes{0, 0x83, 0, 48});
+  }
+  SECTION("a device that discards, and says not what is read then") {
+    LunOptions options = ram_lun_options(kBlocks * 512);
+    options.geometry.discard_zeroes = false;
+    RamLun device(options);
+    CHECK(ask(device, {0x12, 1, 0xb2, 0, 8, 0}).data == Bytes{0, 0xb2, 0, 4, 0, 0xe0, 2, 0});
+    CHECK(ask(device, {0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0}).data[14] == 0x80);
+  }
+  SECTION("a disk that cannot give space back") {
+    LunOptions options = ram_lun_options(kBlocks * 512);
+    options.geometry.discards = options.geometry.discard_zeroes = false;
+    RamLun thick(options);
+    CHECK(ask(thick, {0x12, 1, 0xb2, 0, 8, 0}).data == Bytes{0, 0xb2, 0, 4, 0, 0, 0, 0});
+    const Bytes thick_limits = ask(thick, {0x12, 1, 0xb0, 0, 64, 0}).data;
+    CHECK(Bytes(thick_limits.begin() + 20, thick_limits.begin() + 36) == Bytes(16, 0));
+    CHECK(ask(thick, {0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0}).data[14] == 0);
+    std::vector<std::byte> data(24);
+    CHECK(thick.run({0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, kOut, data).sense.asc == 0x20);
+    std::vector<std::byte> block(512);
+    CHECK(thick.run({0x41, 0x08, 0, 0, 0, 0, 0, 0, 1, 0}, kOut, block).sense.asc == 0x24);
   }
   SECTION("a disk that turns tells no speed") {
     LunOptions options = ram_lun_options(kBlocks * 512);
@@ -384,7 +580,8 @@ TEST_CASE("READ CAPACITY", "[storvsp]") {
       CHECK(lun.execute(command, result, io) == ScsiNext::kComplete);
       CHECK(result.transferred == 32);
       CHECK(Bytes(data.begin(), data.begin() + 14) == c.capacity16);
-      CHECK(Bytes(data.begin() + 14, data.end()) == Bytes(18, 0));
+      CHECK(data[14] == 0xc0);  // thin, and reads zeros
+      CHECK(Bytes(data.begin() + 15, data.end()) == Bytes(17, 0));
     }
   }
 }
@@ -394,17 +591,22 @@ TEST_CASE("MODE SENSE", "[storvsp]") {
   Bytes caching = {0x08, 0x12, 0x04};
   caching.resize(20);
   const Bytes control = {0x0a, 0x0a, 0, 0x10, 0, 0, 0, 0, 0xff, 0xff, 0, 0};
+  const Bytes recovery = {0x01, 0x0a, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  const Bytes exceptions = {0x1c, 0x0a, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0};
   const auto joined = [](Bytes a, const Bytes& b) {
     a.insert(a.end(), b.begin(), b.end());
     return a;
   };
   CHECK(ask(lun, {0x1a, 0, 0x08, 0, 255, 0}).data == joined({23, 0, 0x10, 0}, caching));
   CHECK(ask(lun, {0x1a, 0, 0x0a, 0, 255, 0}).data == joined({15, 0, 0x10, 0}, control));
-  CHECK(ask(lun, {0x1a, 0, 0x3f, 0, 255, 0}).data == joined({35, 0, 0x10, 0}, joined(caching, control)));
-  CHECK(ask(lun, {0x1a, 0, 0x3f, 0xff, 255, 0}).data == joined({35, 0, 0x10, 0}, joined(caching, control)));
+  CHECK(ask(lun, {0x1a, 0, 0x01, 0, 255, 0}).data == joined({15, 0, 0x10, 0}, recovery));
+  CHECK(ask(lun, {0x1a, 0, 0x1c, 0, 255, 0}).data == joined({15, 0, 0x10, 0}, exceptions));
+  const Bytes all = joined(joined(recovery, caching), joined(control, exceptions));
+  CHECK(ask(lun, {0x1a, 0, 0x3f, 0, 255, 0}).data == joined({59, 0, 0x10, 0}, all));
+  CHECK(ask(lun, {0x1a, 0, 0x3f, 0xff, 255, 0}).data == joined({59, 0, 0x10, 0}, all));
   CHECK(ask(lun, {0x5a, 0, 0x08, 0, 0, 0, 0, 1, 0, 0}).data == joined({0, 26, 0, 0x10, 0, 0, 0, 0}, caching));
   CHECK(ask(lun, {0x1a, 0x08, 0x3f, 0, 4, 0}).data ==
-        Bytes{35, 0, 0x10, 0});  // as Linux asks for write protect
+        Bytes{59, 0, 0x10, 0});  // as Linux asks for write protect
   SECTION("changeable: the write cache") {
     Bytes changeable = {0x08, 0x12, 0x04};
     changeable.resize(20);
@@ -417,8 +619,8 @@ TEST_CASE("MODE SENSE", "[storvsp]") {
     LunOptions options = ram_lun_options(kBlocks * 512);
     options.read_only = true;
     RamLun read_only(options);
-    CHECK(ask(read_only, {0x1a, 0, 0x3f, 0, 4, 0}).data == Bytes{35, 0, 0x90, 0});
-    CHECK(ask(read_only, {0x5a, 0, 0x3f, 0, 0, 0, 0, 0, 4, 0}).data == Bytes{0, 38, 0, 0x90});
+    CHECK(ask(read_only, {0x1a, 0, 0x3f, 0, 4, 0}).data == Bytes{59, 0, 0x90, 0});
+    CHECK(ask(read_only, {0x5a, 0, 0x3f, 0, 0, 0, 0, 0, 4, 0}).data == Bytes{0, 62, 0, 0x90});
   }
 }
 
@@ -517,9 +719,16 @@ TEST_CASE("a read-only disk", "[storvsp]") {
   options.read_only = true;
   RamLun lun(options);
   std::vector<std::byte> data(512);
-  for (const Bytes& cdb : {Bytes{0x0a, 0, 0, 0, 1, 0}, Bytes{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0},
-                           Bytes{0xaa, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
-                           Bytes{0x8a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0}}) {
+  data.resize(1024);
+  for (const Bytes& cdb :
+       {Bytes{0x0a, 0, 0, 0, 1, 0}, Bytes{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0},
+        Bytes{0x2e, 0, 0, 0, 0, 0, 0, 0, 1, 0}, Bytes{0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0},
+        Bytes{0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, Bytes{0xae, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
+        Bytes{0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
+        Bytes{0x8e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
+        Bytes{0x93, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
+        Bytes{0xaa, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0},
+        Bytes{0x8a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0}}) {
     const ScsiResult result = lun.run(cdb, kOut, data);
     CHECK(result.status == Status::kCheckCondition);
     CHECK(sense_of(result) == Bytes{0x70, 0, 7, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x27, 0, 0, 0, 0, 0});
