@@ -46,7 +46,7 @@ Result<void> ring_cycle(std::uint64_t count) {
     }
     VMBUSD_TRY(const bool signal_reader, out.commit());
     for (std::uint32_t i = 0; i < Batch; ++i) {
-      VMBUSD_TRY(const std::optional<ring::Packet> packet, in.next());
+      VMBUSD_TRY(const ring::Packet* const packet, in.next());
       VMBUSD_ASSERT(packet && packet->payload_size >= received.size());
       in.read_payload(*packet, 0, received);
     }

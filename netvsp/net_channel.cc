@@ -227,7 +227,7 @@ Result<NetChannel::Stall> NetChannel::read_ring(std::uint32_t& budget, bool rece
     }
     if (dropping_send_ || !transmitter_.can_begin()) return Stall::kInFlight;
     if (budget == 0) return Stall::kRetry;
-    VMBUSD_TRY(const std::optional<ring::Packet> packet, channel_->incoming().next());
+    VMBUSD_TRY(const ring::Packet* const packet, channel_->incoming().next());
     if (!packet) return Stall::kNone;
     --budget;
     worked = true;
