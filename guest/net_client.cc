@@ -195,9 +195,9 @@ Result<bool> NetClient::send_large(const Pages& pages, std::uint32_t bytes, std:
   return true;
 }
 
-Result<std::optional<ring::Packet>> NetClient::next_transfer() {
+Result<const ring::Packet*> NetClient::next_transfer() {
   for (;;) {
-    VMBUSD_TRY(const std::optional<ring::Packet> packet, channel_.from_host().next());
+    VMBUSD_TRY(const ring::Packet* const packet, channel_.from_host().next());
     if (!packet || packet->type == ring::PacketType::kTransferPages) return packet;
     if (packet->type == ring::PacketType::kInband) continue;  // indirection table, VF association
     VMBUSD_CHECK(complete_frame(*packet));
@@ -255,7 +255,7 @@ Result<void> NetClient::give_back(const ring::Packet& packet) {
 Result<ring::Packet> NetClient::wait_packet() {
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
   for (;;) {
-    VMBUSD_TRY(const std::optional<ring::Packet> packet, channel_.from_host().next());
+    VMBUSD_TRY(const ring::Packet* const packet, channel_.from_host().next());
     if (packet) return *packet;
     if (std::chrono::steady_clock::now() > deadline) return fail_os(ETIMEDOUT, "the NIC does not answer");
     VMBUSD_CHECK(channel_.wait(kPatience));

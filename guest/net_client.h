@@ -74,9 +74,9 @@ class NetClient {
   static constexpr std::uint32_t kSectionsMax = kPageSize / kHeadSize;
   static constexpr std::uint64_t kCallId = 0x10000;  // above all sections
 
-  // The next packet that is no completion of a frame, and whose ranges poll() is to look at; empty where none
-  // is there.
-  [[nodiscard]] Result<std::optional<ring::Packet>> next_transfer();
+  // The next packet that is no completion of a frame, and whose ranges poll() is to look at; nullptr where
+  // none is there.
+  [[nodiscard]] Result<const ring::Packet*> next_transfer();
   [[nodiscard]] Result<void> complete_frame(const ring::Packet& packet);
   // The message at a range of the receive buffer: empty where it is no data.
   [[nodiscard]] Result<std::span<const std::byte>> frame_at(const ring::TransferPageRange& range) const;
@@ -107,7 +107,7 @@ class NetClient {
 template <typename Received>
 Result<std::uint32_t> NetClient::poll(Received received) {
   for (std::uint32_t count = 0;; ++count) {
-    VMBUSD_TRY(const std::optional<ring::Packet> packet, next_transfer());
+    VMBUSD_TRY(const ring::Packet* const packet, next_transfer());
     if (!packet) return count;
     ring::TransferPageHeader header;
     channel_.from_host().read_extension(*packet, 0, wire_bytes_writable(header));

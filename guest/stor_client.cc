@@ -103,7 +103,7 @@ Result<std::optional<std::uint64_t>> StorClient::submit(const StorCommand& comma
 
 Result<std::optional<StorCompletion>> StorClient::next_completion() {
   for (;;) {
-    VMBUSD_TRY(const std::optional<ring::Packet> packet, channel_.from_host().next());
+    VMBUSD_TRY(const ring::Packet* const packet, channel_.from_host().next());
     if (!packet) return std::optional<StorCompletion>();
     StorCompletion completion{};
     completion.id = packet->transaction_id;

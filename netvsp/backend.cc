@@ -14,6 +14,10 @@ void ReceiveBuffer::complete(std::int32_t result, std::uint32_t) noexcept {
 }
 
 void ReceiveBuffer::fill(std::span<const std::byte> frame) {
+  if (frame.size() <= pieces[1].iov_len) [[likely]] {
+    std::memcpy(pieces[1].iov_base, frame.data(), frame.size());
+    return;
+  }
   for (std::uint32_t i = 1; i <= piece_count && !frame.empty(); ++i) {
     const std::size_t size = std::min(frame.size(), pieces[i].iov_len);
     std::memcpy(pieces[i].iov_base, frame.data(), size);

@@ -1,6 +1,7 @@
 #include "netvsp/net_channel.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "base/assert.h"
@@ -207,14 +208,64 @@ Result<bool> NetChannel::service(std::uint32_t budget) {
   return worked || more;
 }
 
+[[gnu::always_inline]] inline Result<void> NetChannel::send(const ring::Packet& packet,
+                                                            const NvspSendRndisPacket& rndis,
+                                                            const Transmitter::Turn& turn) {
+  if (!opening_->running.load(std::memory_order_relaxed)) {
+    ++counters_.tx_rejected;
+    return owe(packet, rndis_packet_complete(NvspStatus::kFailure));
+  }
+  const BufferMap* const sections = send_sections();
+  if (sections != nullptr && packet.type == ring::PacketType::kInband &&
+      transmitter_.send_short(packet, rndis, *sections, turn)) [[likely]] {
+    return {};
+  }
+  const Result<void> begun =
+      transmitter_.begin(channel_->incoming(), packet, rndis, sections, channel_->memory());
+  if (!begun) channel_->log().guest("data packet is refused: {}", begun.error().text);
+  return {};
+}
+
+[[gnu::always_inline]] inline Result<void> NetChannel::dispatch(const ring::Packet& packet,
+                                                                const Transmitter::Turn& turn) {
+  if (packet.type != ring::PacketType::kInband) {
+    if (packet.type == ring::PacketType::kCompletion) {
+      receiver_.completed(packet.transaction_id);
+      return {};
+    }
+    if (packet.type != ring::PacketType::kGpaDirect) {
+      return fail(Errc::kBadPacket, "packet of a type that only the host sends");
+    }
+  }
+  std::array<std::byte, kNvspMessageSize> message;
+  std::uint32_t copied = 0;
+  NvspSendRndisPacket rndis;
+  if (packet.payload_size >= sizeof rndis) [[likely]] {
+    channel_->incoming().read_payload(packet, 0, wire_bytes_writable(rndis));
+    if (rndis.type == NvspType::kSendRndisPacket && rndis.channel_type == NvspChannelType::kData) [[likely]] {
+      return send(packet, rndis, turn);
+    }
+    std::memcpy(message.data(), &rndis, sizeof rndis);
+    copied = sizeof rndis;
+  }
+  // The rest of it, behind what was read.
+  const std::size_t size = std::min<std::size_t>(packet.payload_size, message.size());
+  channel_->incoming().read_payload(packet, copied, std::span(message).subspan(copied, size - copied));
+  return handle_message(packet, std::span(message).first(size));
+}
+
 // Reads packets until one has to wait.
 Result<NetChannel::Stall> NetChannel::read_ring(std::uint32_t& budget, bool receiving, bool& worked) {
-  const Transmitter::Settings settings = {opening_->mtu.load(std::memory_order_relaxed), nic_.checks_source(),
-                                          opening_->mac.load(std::memory_order_relaxed)};
+  const Transmitter::Turn turn = {
+      queue_,
+      channel_->outgoing(),
+      {opening_->mtu.load(std::memory_order_relaxed), nic_.checks_source(),
+       opening_->mac.load(std::memory_order_relaxed)},
+  };
   while (true) {
     if (transmitter_.unpacking()) {
       const bool lossy = !receiving || receiver_.starved();
-      switch (transmitter_.unpack(queue_, settings, lossy)) {
+      switch (transmitter_.unpack(turn, lossy)) {
         case Transmitter::Progress::kDone:
           break;
         case Transmitter::Progress::kRetry:
@@ -227,52 +278,12 @@ Result<NetChannel::Stall> NetChannel::read_ring(std::uint32_t& budget, bool rece
     }
     if (dropping_send_ || !transmitter_.can_begin()) return Stall::kInFlight;
     if (budget == 0) return Stall::kRetry;
-    VMBUSD_TRY(const std::optional<ring::Packet> packet, channel_->incoming().next());
+    VMBUSD_TRY(const ring::Packet* const packet, channel_->incoming().next());
     if (!packet) return Stall::kNone;
     --budget;
     worked = true;
-    VMBUSD_CHECK(dispatch(*packet));
+    VMBUSD_CHECK(dispatch(*packet, turn));
   }
-}
-
-Result<void> NetChannel::dispatch(const ring::Packet& packet) {
-  switch (packet.type) {
-    case ring::PacketType::kCompletion:
-      receiver_.completed(packet.transaction_id);
-      return {};
-    case ring::PacketType::kInband:
-    case ring::PacketType::kGpaDirect:
-      break;
-    default:
-      return fail(Errc::kBadPacket, "packet of a type that only the host sends");
-  }
-  std::array<std::byte, kNvspMessageSize> message;
-  const auto bytes =
-      std::span(message).first(std::min<std::size_t>(packet.payload_size, sizeof(NvspSendRndisPacket)));
-  channel_->incoming().read_payload(packet, 0, bytes);
-  NvspSendRndisPacket rndis;
-  if (read_wire(bytes, rndis) && rndis.type == NvspType::kSendRndisPacket &&
-      rndis.channel_type == NvspChannelType::kData) [[likely]] {
-    return begin_data(packet, rndis);
-  }
-  // The rest of it, behind what was read.
-  const std::size_t size = std::min<std::size_t>(packet.payload_size, message.size());
-  if (size > bytes.size()) {
-    channel_->incoming().read_payload(packet, static_cast<std::uint32_t>(bytes.size()),
-                                      std::span(message).subspan(bytes.size(), size - bytes.size()));
-  }
-  return handle_message(packet, std::span(message).first(size));
-}
-
-Result<void> NetChannel::begin_data(const ring::Packet& packet, const NvspSendRndisPacket& rndis) {
-  if (!opening_->running.load(std::memory_order_relaxed)) {
-    ++counters_.tx_rejected;
-    return owe(packet, rndis_packet_complete(NvspStatus::kFailure));
-  }
-  const Result<void> begun = transmitter_.begin(channel_->incoming(), packet, rndis,
-                                                send_buffer_ ? &*send_buffer_ : nullptr, channel_->memory());
-  if (!begun) channel_->log().guest("data packet is refused: {}", begun.error().text);
-  return {};
 }
 
 Result<void> NetChannel::handle_message(const ring::Packet& packet, std::span<const std::byte> message) {

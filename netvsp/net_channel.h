@@ -109,8 +109,9 @@ class NetChannel : public devices::ChannelHandler, private QueueUser {
 
   [[nodiscard]] Receiver::Wants wants() const;
   [[nodiscard]] Result<Stall> read_ring(std::uint32_t& budget, bool receiving, bool& worked);
-  [[nodiscard]] Result<void> dispatch(const ring::Packet& packet);
-  [[nodiscard]] Result<void> begin_data(const ring::Packet& packet, const NvspSendRndisPacket& rndis);
+  [[nodiscard]] Result<void> dispatch(const ring::Packet& packet, const Transmitter::Turn& turn);
+  [[nodiscard]] Result<void> send(const ring::Packet& packet, const NvspSendRndisPacket& rndis,
+                                  const Transmitter::Turn& turn);
   [[nodiscard]] Result<bool> write_owed();
   void settle();
 

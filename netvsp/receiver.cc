@@ -102,7 +102,13 @@ Result<void> Receiver::take_map(BufferMap map) {
     if (pieces > pieces_max) return fail(Errc::kBadGpadl, "receive buffer is made of too many pieces");
     single_ &= pieces == 1;
   }
-
+  hosts_.clear();
+  if (single_) {
+    hosts_.reserve(count_);
+    for (std::uint32_t slot = first_; slot < first_ + count_; ++slot) {
+      hosts_.push_back(map_.piece(std::uint64_t{slot} * size, size).data());
+    }
+  }
   return {};
 }
 
@@ -218,7 +224,7 @@ void Receiver::completed(std::uint64_t transaction_id) {
   }
 }
 
-void Receiver::batch(std::uint32_t slot, std::uint32_t message_length) {
+[[gnu::always_inline]] inline void Receiver::batch(std::uint32_t slot, std::uint32_t message_length) {
   extension_.ranges[batched_] = {message_length, slot * layout_.sub_allocation_size};
   if (batched_ == 0) {
     batch_first_ = slot;
@@ -273,12 +279,19 @@ Result<bool> Receiver::deliver_control(ring::OutgoingRing& ring, std::span<const
 }
 
 Result<bool> Receiver::deliver(ring::OutgoingRing& ring, const Wants& wants) {
+  const std::uint32_t frame_max =
+      std::min(frame_size_max(wants.mtu), layout_.sub_allocation_size - kReceiveFrameOffset - kReceiveTail);
   while (!filled_.empty()) {
     if (batched_ == kRangesMax) {
       VMBUSD_TRY(const bool flushed, flush(ring));
       if (!flushed) return false;
     }
     ReceiveBuffer& buffer = filled_.front();
+    if (deliver_plain(buffer, wants, frame_max)) {
+      filled_.pop_front();
+      ready_.push_back(buffer);
+      continue;
+    }
     VMBUSD_TRY(const bool done, deliver_one(ring, buffer, wants));
     if (!done) return false;
     filled_.pop_front();
@@ -320,7 +333,7 @@ void Receiver::write_head(std::uint32_t slot, const ReceiveHead& head) {
 std::uint32_t Receiver::copy_head(const ReceiveBuffer& buffer, std::uint32_t size) {
   std::uint32_t copied = 0;
   for_pieces(buffer, 0, std::min(size, kFrameHeadMax), [this, &copied](std::span<std::byte> piece) {
-    std::memcpy(head_.data() + copied, piece.data(), piece.size());
+    ring::copy_from_shared(head_.data() + copied, piece.data(), piece.size());
     copied += static_cast<std::uint32_t>(piece.size());
   });
   return copied;
@@ -392,6 +405,39 @@ ReceiveHead Receiver::head_of(const Frame& frame, std::uint32_t fragment_size, b
   return head;
 }
 
+// All of deliver_one() for what most frames are: complete, in one piece, nothing to be told of it, and a
+// sub-allocation there to take its place. False where it is something else; nothing has happened then.
+[[gnu::always_inline]] inline bool Receiver::deliver_plain(ReceiveBuffer& buffer, const Wants& wants,
+                                                           std::uint32_t frame_max) {
+  const std::uint32_t size = buffer.frame_size;
+  if (buffer.header.flags != 0 || buffer.header.gso_type != kVirtioGsoNone || !single_ || size > frame_max ||
+      size < kEthernetHeaderSize || free_.size() <= reserve_) {
+    return false;
+  }
+  std::byte* const frame = static_cast<std::byte*>(buffer.pieces[1].iov_base);
+  std::uint64_t destination;
+  std::uint16_t type;
+  ring::copy_from_shared(reinterpret_cast<std::byte*>(&destination), frame, sizeof destination);
+  ring::copy_from_shared(reinterpret_cast<std::byte*>(&type), frame + kEtherType, sizeof type);
+  constexpr std::uint16_t kVlanAsStored = (kEtherTypeVlan & 0xff) << 8 | kEtherTypeVlan >> 8;
+  destination &= kBroadcast;
+  if ((wants.vlan && type == kVlanAsStored) || destination != wants.mac ||
+      (wants.filter & kFilterDirected) == 0) {
+    return false;
+  }
+  const std::uint32_t slot = buffer.slots[0];
+  const ReceiveHead head = make_receive_head(kReceiveFrameOffset, size);
+  std::memcpy(frame - kReceiveFrameOffset, &head.packet, sizeof head.packet);
+  batch(slot, head.packet.header.message_length);
+  const std::uint32_t next = free_.back();
+  free_.pop_back();
+  buffer.slots[0] = next;
+  buffer.pieces[1].iov_base = hosts_[next - first_] + kReceiveFrameOffset;
+  ++counters_.rx_packets;
+  counters_.rx_bytes += size;
+  return true;
+}
+
 // False where it is to be tried again when the ring has room. Else the buffer's used slots are gone.
 Result<bool> Receiver::deliver_one(ring::OutgoingRing& ring, ReceiveBuffer& buffer, const Wants& wants) {
   Frame frame{&buffer, buffer.header, kReceiveFrameOffset, buffer.frame_size, false, 0, {}, {}};
@@ -401,7 +447,8 @@ Result<bool> Receiver::deliver_one(ring::OutgoingRing& ring, ReceiveBuffer& buff
   }
   const bool plain = buffer.header.flags == 0 && buffer.header.gso_type == kVirtioGsoNone;
   if (plain && buffer.pieces[1].iov_len >= kShortHead) [[likely]] {
-    std::memcpy(head_.data(), buffer.pieces[1].iov_base, kShortHead);
+    ring::copy_from_shared(head_.data(), static_cast<const std::byte*>(buffer.pieces[1].iov_base),
+                           kShortHead);
     frame.head = std::span(head_).first(std::min(frame.size, kShortHead));
   } else {
     frame.head = std::span(head_).first(copy_head(buffer, frame.size));
@@ -519,7 +566,7 @@ Result<bool> Receiver::deliver_segments(ring::OutgoingRing& ring, Frame& frame, 
   std::uint32_t staged = 0;
   for_pieces(*frame.buffer, frame.offset - kReceiveFrameOffset, frame.size,
              [this, &staged](std::span<std::byte> piece) {
-               std::memcpy(staging_.get() + staged, piece.data(), piece.size());
+               ring::copy_from_shared(staging_.get() + staged, piece.data(), piece.size());
                staged += static_cast<std::uint32_t>(piece.size());
              });
   for (std::uint32_t i = 0; i < own; ++i) free_.push_back(frame.buffer->slots[i]);

@@ -115,6 +115,7 @@ class Receiver {
   void write(std::uint32_t slot, std::uint32_t offset, std::span<const std::byte> bytes);
   void write_head(std::uint32_t slot, const ReceiveHead& head);
 
+  [[nodiscard]] bool deliver_plain(ReceiveBuffer& buffer, const Wants& wants, std::uint32_t frame_max);
   [[nodiscard]] Result<bool> deliver_one(ring::OutgoingRing& ring, ReceiveBuffer& buffer, const Wants& wants);
   void deliver_whole(Frame& frame);
   [[nodiscard]] Result<bool> deliver_fragments(ring::OutgoingRing& ring, Frame& frame,
@@ -134,6 +135,7 @@ class Receiver {
   std::uint32_t slots_wanted_ = 1;  // of each buffer
   std::uint32_t reserve_ = 0;       // free ones that buffers do not take
   bool single_ = true;              // each sub-allocation is one piece of host memory
+  std::vector<std::byte*> hosts_;   // where it is, by sub-allocation from first_ on; single_ only
   std::uint32_t lent_ = 0;          // buffers with a queue
   std::vector<std::uint32_t> free_;
   std::vector<Lent> with_guest_;  // by sub-allocation, from first_ on

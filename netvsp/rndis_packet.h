@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 
 #include "base/result.h"
@@ -20,6 +21,8 @@ struct TransmitInfo {
   std::uint32_t checksum = 0;    // kTxChecksum*
   std::uint32_t large_send = 0;  // kLargeSend*
   std::uint32_t vlan = 0;        // vlan_info_from_tci()
+
+  [[nodiscard]] bool any() const { return (has_checksum | has_large_send | has_vlan) != 0; }
 };
 
 struct TransmitMessage {
@@ -33,11 +36,79 @@ struct TransmitMessage {
 // all infos. Drivers need less than half of it.
 inline constexpr std::uint32_t kMessageHeadMax = 256;
 
+namespace detail {
+
+[[nodiscard, gnu::always_inline]] inline Result<TransmitInfo> parse_infos(std::span<const std::byte> bytes) {
+  TransmitInfo info;
+  while (!bytes.empty()) {
+    PpiHeader header;
+    if (!read_wire(bytes, header)) [[unlikely]]
+      return fail(Errc::kBadMessage, "per-packet info is cut short");
+    if (header.size < sizeof header || header.size > bytes.size() || header.size % 4 != 0) {
+      return fail(Errc::kBadMessage, "per-packet info has a bad size");
+    }
+    std::uint32_t* value = nullptr;
+    bool* has = nullptr;
+    switch (header.type) {
+      case PpiType::kChecksum:
+        value = &info.checksum;
+        has = &info.has_checksum;
+        break;
+      case PpiType::kLargeSend:
+        value = &info.large_send;
+        has = &info.has_large_send;
+        break;
+      case PpiType::k8021q:
+        value = &info.vlan;
+        has = &info.has_vlan;
+        break;
+      default:  // hash values and what we do not know: no business of ours
+        break;
+    }
+    if (value != nullptr) {
+      if (header.data_offset > header.size || header.size - header.data_offset < sizeof *value) {
+        return fail(Errc::kBadMessage, "per-packet info has no data");
+      }
+      std::memcpy(value, bytes.data() + header.data_offset, sizeof *value);
+      *has = true;
+    }
+    bytes = bytes.subspan(header.size);
+  }
+  return info;
+}
+
+}  // namespace detail
+
 // Parses a PACKET message. `head`: private copy of its first bytes; `available`: how many bytes there are in
 // all, other messages behind included. Errc::kBadMessage where a length or offset lies, or infos lie outside
-// `head`.
-[[nodiscard]] Result<TransmitMessage> parse_transmit_message(std::span<const std::byte> head,
-                                                             std::uint64_t available);
+// `head`. Inlined always: it runs for every packet.
+[[nodiscard, gnu::always_inline]] inline Result<TransmitMessage> parse_transmit_message(
+    std::span<const std::byte> head, std::uint64_t available) {
+  RndisPacket packet;
+  if (!read_wire(head, packet)) return fail(Errc::kBadMessage, "RNDIS message is cut short");
+  if (packet.header.type != RndisType::kPacket) return fail(Errc::kBadMessage, "RNDIS message is no packet");
+  const std::uint64_t length = packet.header.message_length;
+  if (length < sizeof packet || length > available) {
+    return fail(Errc::kBadMessage, "RNDIS message has a bad length");
+  }
+  // All sums below are of 32-bit values in 64 bits.
+  const std::uint64_t frame_offset = std::uint64_t{packet.data_offset} + kRndisOffsetBase;
+  if (frame_offset < sizeof packet || frame_offset + packet.data_length > length ||
+      packet.data_length < kEthernetHeaderSize) {
+    return fail(Errc::kBadMessage, "RNDIS message's frame is outside it or too short");
+  }
+  Result<TransmitMessage> message(TransmitMessage{
+      packet.header.message_length, static_cast<std::uint32_t>(frame_offset), packet.data_length, {}});
+  if (packet.ppi_length != 0) {
+    const std::uint64_t begin = std::uint64_t{packet.ppi_offset} + kRndisOffsetBase;
+    const std::uint64_t end = begin + packet.ppi_length;
+    if (begin < sizeof packet || end > length || end > head.size()) {
+      return fail(Errc::kBadMessage, "per-packet infos are outside the message's head");
+    }
+    VMBUSD_TRY(message->info, detail::parse_infos(head.subspan(begin, packet.ppi_length)));
+  }
+  return message;
+}
 
 // How a sub-allocation of the receive buffer is used. The frame is read straight into it, before we know
 // which infos it will have, so it always begins behind room for all of them:

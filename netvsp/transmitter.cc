@@ -8,6 +8,22 @@
 
 namespace vmbusd::netvsp {
 
+namespace {
+
+// SEND_RNDIS_PACKET_COMPLETE, padded. Aligned so that the compiler copies it by words.
+struct alignas(8) Completion {
+  NvspStatusMessage message;
+  std::array<std::byte, kNvspMessageSize - sizeof(NvspStatusMessage)> padding;
+
+  [[nodiscard]] std::span<const std::byte> bytes() const {
+    return std::as_bytes(std::span<const Completion, 1>(this, 1));
+  }
+};
+static_assert(sizeof(Completion) == kNvspMessageSize);
+constexpr Completion kCompletion = {{NvspType::kSendRndisPacketComplete, NvspStatus::kSuccess}, {}};
+
+}  // namespace
+
 Result<void> AnnouncedBytes::gather(const ring::IncomingRing& ring, const ring::Packet& packet,
                                     const NvspSendRndisPacket& rndis, const BufferMap* send_buffer,
                                     const partition::GuestMemory& memory) {
@@ -52,7 +68,7 @@ void AnnouncedBytes::copy(std::uint64_t offset, std::span<std::byte> out) const 
       continue;
     }
     const std::size_t size = std::min<std::size_t>(out.size(), pieces_[i].iov_len - at);
-    std::memcpy(out.data(), static_cast<const std::byte*>(pieces_[i].iov_base) + at, size);
+    ring::copy_from_shared(out.data(), static_cast<const std::byte*>(pieces_[i].iov_base) + at, size);
     out = out.subspan(size);
     at = 0;
   }
@@ -89,10 +105,7 @@ Transmitter::Transmitter(QueueCounters& counters)
   for (std::uint32_t i = 0; i < kPackets; ++i) free_packets_.push_back(packets_[i]);
 }
 
-Result<void> Transmitter::begin(const ring::IncomingRing& ring, const ring::Packet& packet,
-                                const NvspSendRndisPacket& rndis, const BufferMap* send_buffer,
-                                const partition::GuestMemory& memory) {
-  VMBUSD_ASSERT(can_begin());
+TransmitPacket& Transmitter::take_packet(const ring::Packet& packet) {
   TransmitPacket& taken = free_packets_.front();
   free_packets_.pop_front();
   taken.transaction_id = packet.transaction_id;
@@ -100,6 +113,108 @@ Result<void> Transmitter::begin(const ring::IncomingRing& ring, const ring::Pack
   taken.wants_completion = packet.completion_requested;
   taken.unpacked = false;
   taken.status = NvspStatus::kSuccess;
+  return taken;
+}
+
+inline void Transmitter::count_sent(const TransmitFrame& frame, bool sent) {
+  if (!sent) {
+    ++counters_.tx_dropped;
+    return;
+  }
+  ++counters_.tx_packets;
+  counters_.tx_bytes += frame.frame_size;
+  const std::byte* const begin = frame.bytes.data() + frame.head_offset;
+  if ((*begin & std::byte{1}) == std::byte{0}) [[likely]] {
+    return;
+  }
+  std::uint64_t destination = 0;
+  std::memcpy(&destination, begin, sizeof(MacAddress));
+  const bool broadcast = destination == 0xffff'ffff'ffff;
+  ++(broadcast ? counters_.tx_broadcast_packets : counters_.tx_multicast_packets);
+  (broadcast ? counters_.tx_broadcast_bytes : counters_.tx_multicast_bytes) += frame.frame_size;
+}
+
+[[gnu::always_inline]] inline Result<bool> Transmitter::write_completion(ring::OutgoingRing& ring,
+                                                                         std::uint64_t transaction_id,
+                                                                         NvspStatus status) {
+  Completion completion = kCompletion;
+  completion.message.status = status;
+  VMBUSD_TRY(const bool written, ring.write({.type = ring::PacketType::kCompletion,
+                                             .transaction_id = transaction_id,
+                                             .payload = completion.bytes()}));
+  if (written) ++counters_.tx_completions;
+  return written;
+}
+
+// All of gather() and prepare(), for a message that is alone and copied whole. False: the long way will tell
+// what it is, from a copy of its own.
+[[gnu::always_inline]] inline bool Transmitter::prepare_short(TransmitFrame& frame,
+                                                              const NvspSendRndisPacket& rndis,
+                                                              const BufferMap& send_buffer,
+                                                              const Settings& settings) {
+  const std::uint32_t size = rndis.send_section_size;
+  const std::uint64_t begin = std::uint64_t{rndis.send_section_index} * kSendSectionSize;
+  if (size > kMessageHeadMax || begin + kSendSectionSize > send_buffer.size()) return false;
+  const std::span<const std::byte> piece = send_buffer.piece(begin, size);
+  if (piece.size() != size) return false;
+  const std::span<std::byte> copy = std::span(frame.bytes).first(size);
+  ring::copy_from_shared(copy.data(), piece.data(), size);
+  const Result<TransmitMessage> message = parse_transmit_message(copy, size);
+  if (!message || size - message->message_length >= sizeof(RndisHeader)) return false;
+  frame.head_offset = message->frame_offset;
+  frame.head_size = message->frame_size;
+  frame.frame_size = message->frame_size;
+  frame.segment_count = 0;
+  if (settings.check_source && !source_allowed(frame, settings)) return false;
+  if (message->info.any()) return finish_head(frame, message->info, settings);
+  frame.header = {};
+  return frame.frame_size <= frame_size_max(settings.mtu);
+}
+
+bool Transmitter::send_short(const ring::Packet& packet, const NvspSendRndisPacket& rndis,
+                             const BufferMap& send_buffer, const Turn& turn) {
+  if (spare_ == nullptr) {
+    if (free_frames_.empty()) return false;
+    spare_ = &free_frames_.front();
+    free_frames_.pop_front();
+  }
+  TransmitFrame& frame = *spare_;
+  if (!prepare_short(frame, rndis, send_buffer, turn.settings)) return false;
+  frame.queue = &turn.queue;
+  const BackendQueue::Sent sent = turn.queue.transmit(frame);
+  if (sent == BackendQueue::Sent::kDone || sent == BackendQueue::Sent::kLost) [[likely]] {
+    count_sent(frame, sent == BackendQueue::Sent::kDone);
+    if (!packet.completion_requested) return true;
+    if (finished_.empty()) {
+      const Result<bool> written =
+          write_completion(turn.completions, packet.transaction_id, NvspStatus::kSuccess);
+      if (written && *written) return true;
+    }
+    // complete() goes on with it, and reports what is wrong with the ring.
+    finished_.push_back(take_packet(packet));
+    return true;
+  }
+  TransmitPacket& taken = take_packet(packet);
+  frame.packet = &taken;
+  spare_ = nullptr;
+  if (sent == BackendQueue::Sent::kTaken) {
+    taken.frames = 1;
+    taken.unpacked = true;
+    ++in_flight_;
+    return true;
+  }
+  // unpack() goes on with it.
+  current_ = &taken;
+  waiting_ = &frame;
+  bytes_.clear();
+  return true;
+}
+
+Result<void> Transmitter::begin(const ring::IncomingRing& ring, const ring::Packet& packet,
+                                const NvspSendRndisPacket& rndis, const BufferMap* send_buffer,
+                                const partition::GuestMemory& memory) {
+  VMBUSD_ASSERT(can_begin());
+  TransmitPacket& taken = take_packet(packet);
   current_ = &taken;
   messages_ = 0;
   const Result<void> gathered = bytes_.gather(ring, packet, rndis, send_buffer, memory);
@@ -112,7 +227,7 @@ Result<void> Transmitter::begin(const ring::IncomingRing& ring, const ring::Pack
   return {};
 }
 
-Transmitter::Progress Transmitter::unpack(BackendQueue& queue, const Settings& settings, bool lossy) {
+Transmitter::Progress Transmitter::unpack(const Turn& turn, bool lossy) {
   while (current_ != nullptr) {
     if (waiting_ == nullptr) {
       if (bytes_.left() < sizeof(RndisHeader) || messages_ == kMessagesMax) {
@@ -122,7 +237,7 @@ Transmitter::Progress Transmitter::unpack(BackendQueue& queue, const Settings& s
       if (free_frames_.empty()) return Progress::kFull;
       TransmitFrame& frame = free_frames_.front();
       ++messages_;
-      switch (prepare(frame, settings)) {
+      switch (prepare(frame, turn.settings)) {
         case Prepared::kFrame:
           free_frames_.pop_front();
           waiting_ = &frame;
@@ -136,7 +251,7 @@ Transmitter::Progress Transmitter::unpack(BackendQueue& queue, const Settings& s
           return Progress::kDone;
       }
     }
-    const Progress progress = hand_over(queue, lossy);
+    const Progress progress = hand_over(turn.queue, lossy);
     if (progress != Progress::kDone) return progress;
   }
   return Progress::kDone;
@@ -152,38 +267,44 @@ Transmitter::Prepared Transmitter::prepare(TransmitFrame& frame, const Settings&
   if (!fill_frame(frame, *message, copied)) return Prepared::kMalformed;
   bytes_.advance(message->message_length);
 
-  if (settings.check_source) {
-    std::uint64_t source = 0;
-    std::memcpy(&source, frame.head().data() + kMacSource, sizeof(MacAddress));
-    if (source != settings.mac) {
-      ++counters_.tx_rejected;
-      return Prepared::kSkip;
-    }
+  if (settings.check_source && !source_allowed(frame, settings)) {
+    ++counters_.tx_rejected;
+    return Prepared::kSkip;
   }
-  if (message->info.has_vlan) {
-    insert_vlan_tag(frame.head().data(), tci_from_vlan_info(message->info.vlan));
+  return finish_head(frame, message->info, settings) ? Prepared::kFrame : Prepared::kMalformed;
+}
+
+bool Transmitter::source_allowed(const TransmitFrame& frame, const Settings& settings) const {
+  std::uint64_t source = 0;
+  std::memcpy(&source, frame.bytes.data() + frame.head_offset + kMacSource, sizeof(MacAddress));
+  return source == settings.mac;
+}
+
+// Does what the infos ask for. False where they do not fit the frame.
+bool Transmitter::finish_head(TransmitFrame& frame, const TransmitInfo& info, const Settings& settings) {
+  if (info.has_vlan) {
+    insert_vlan_tag(frame.head().data(), tci_from_vlan_info(info.vlan));
     frame.head_offset -= kVlanTagSize;
     frame.head_size += kVlanTagSize;
     frame.frame_size += kVlanTagSize;
   }
-  const Result<TransmitPlan> plan =
-      plan_transmit(frame.head(), frame.frame_size, message->info, settings.mtu);
-  if (!plan) return Prepared::kMalformed;
+  const Result<TransmitPlan> plan = plan_transmit(frame.head(), frame.frame_size, info, settings.mtu);
+  if (!plan) return false;
   frame.header = plan->header;
   // Without padding: from the last piece back.
   for (std::uint32_t excess = frame.frame_size - plan->frame_size; excess != 0;) {
-    iovec& last = frame.segments[frame.segment_count];
     if (frame.segment_count == 0) {
       frame.head_size -= excess;
       break;
     }
+    iovec& last = frame.segments[frame.segment_count];
     const auto part = static_cast<std::uint32_t>(std::min<std::size_t>(excess, last.iov_len));
     last.iov_len -= part;
     excess -= part;
     if (last.iov_len == 0) --frame.segment_count;
   }
   frame.frame_size = plan->frame_size;
-  return Prepared::kFrame;
+  return true;
 }
 
 // Lays the frame out: its head private, the rest where it is. `copied` bytes of the message are in
@@ -224,7 +345,7 @@ Transmitter::Progress Transmitter::hand_over(BackendQueue& queue, bool lossy) {
       waiting_ = nullptr;
       return Progress::kDone;
     case BackendQueue::Sent::kDone:
-      count_sent(frame);
+      count_sent(frame, true);
       break;
     case BackendQueue::Sent::kLost:
       ++counters_.tx_dropped;
@@ -241,26 +362,8 @@ Transmitter::Progress Transmitter::hand_over(BackendQueue& queue, bool lossy) {
   return Progress::kDone;
 }
 
-void Transmitter::count_sent(const TransmitFrame& frame) {
-  ++counters_.tx_packets;
-  counters_.tx_bytes += frame.frame_size;
-  const std::byte* const begin = frame.bytes.data() + frame.head_offset;
-  if ((*begin & std::byte{1}) == std::byte{0}) [[likely]] {
-    return;
-  }
-  std::uint64_t destination = 0;
-  std::memcpy(&destination, begin, sizeof(MacAddress));
-  const bool broadcast = destination == 0xffff'ffff'ffff;
-  ++(broadcast ? counters_.tx_broadcast_packets : counters_.tx_multicast_packets);
-  (broadcast ? counters_.tx_broadcast_bytes : counters_.tx_multicast_bytes) += frame.frame_size;
-}
-
 void Transmitter::transmitted(TransmitFrame& frame, bool sent) {
-  if (sent) {
-    count_sent(frame);
-  } else {
-    ++counters_.tx_dropped;
-  }
+  count_sent(frame, sent);
   VMBUSD_ASSERT(in_flight_ != 0 && frame.packet->frames != 0);
   --in_flight_;
   TransmitPacket& packet = *frame.packet;
@@ -292,19 +395,12 @@ void Transmitter::retire(TransmitPacket& packet) {
 Result<bool> Transmitter::complete(ring::OutgoingRing& ring) {
   while (!finished_.empty()) {
     TransmitPacket& packet = finished_.front();
-    const NvspCompletion completion = rndis_packet_complete(packet.status);
-    ring::PacketToWrite answer;
-    answer.type = ring::PacketType::kCompletion;
-    answer.transaction_id = packet.transaction_id;
-    answer.payload = completion.payload();
-    VMBUSD_TRY(bool written, ring.write(answer));
+    VMBUSD_TRY(const bool written, write_completion(ring, packet.transaction_id, packet.status));
     if (!written) {
-      VMBUSD_TRY(const bool waiting,
-                 ring.arm_space(ring::OutgoingRing::packet_size(0, answer.payload.size())));
+      VMBUSD_TRY(const bool waiting, ring.arm_space(ring::OutgoingRing::packet_size(0, sizeof(Completion))));
       if (waiting) return false;
       continue;
     }
-    ++counters_.tx_completions;
     finished_.pop_front();
     free_packets_.push_front(packet);
   }

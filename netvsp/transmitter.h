@@ -43,6 +43,7 @@ class AnnouncedBytes {
                                     const NvspSendRndisPacket& rndis, const BufferMap* send_buffer,
                                     const partition::GuestMemory& memory);
 
+  void clear() { left_ = 0; }
   [[nodiscard]] std::uint64_t left() const { return left_; }
   // Copies bytes [offset, offset + out.size()) from the current position on; they must be there.
   void copy(std::uint64_t offset, std::span<std::byte> out) const;
@@ -67,6 +68,12 @@ class Transmitter {
     bool check_source = false;
     std::uint64_t mac = 0;  // MacAddress::value()
   };
+  // What stays the same while a turn reads the ring.
+  struct Turn {
+    BackendQueue& queue;
+    ring::OutgoingRing& completions;
+    Settings settings;
+  };
   enum class Progress : std::uint8_t {
     kDone,     // the packet is unpacked
     kRetry,    // go on next turn
@@ -83,8 +90,13 @@ class Transmitter {
                                    const NvspSendRndisPacket& rndis, const BufferMap* send_buffer,
                                    const partition::GuestMemory& memory);
   [[nodiscard]] bool unpacking() const { return current_ != nullptr; }
-  // Hands the current packet's frames to `queue`. `lossy`: drop what the medium does not take.
-  [[nodiscard]] Progress unpack(BackendQueue& queue, const Settings& settings, bool lossy);
+  // All of begin(), unpack() and complete() in one go for what most packets are: one message, short enough to
+  // be copied whole, in one piece of a send section. False where it is something else; nothing has happened
+  // then. can_begin() only.
+  [[nodiscard]] bool send_short(const ring::Packet& packet, const NvspSendRndisPacket& rndis,
+                                const BufferMap& send_buffer, const Turn& turn);
+  // Hands the current packet's frames to the queue. `lossy`: drop what the medium does not take.
+  [[nodiscard]] Progress unpack(const Turn& turn, bool lossy);
   // The current packet's memory goes away: what was not handed over is lost.
   void abandon();
 
@@ -110,8 +122,15 @@ class Transmitter {
   enum class Prepared : std::uint8_t { kFrame, kSkip, kMalformed };
   [[nodiscard]] Prepared prepare(TransmitFrame& frame, const Settings& settings);
   [[nodiscard]] bool fill_frame(TransmitFrame& frame, const TransmitMessage& message, std::uint32_t copied);
+  [[nodiscard]] bool finish_head(TransmitFrame& frame, const TransmitInfo& info, const Settings& settings);
+  [[nodiscard]] bool source_allowed(const TransmitFrame& frame, const Settings& settings) const;
   [[nodiscard]] Progress hand_over(BackendQueue& queue, bool lossy);
-  void count_sent(const TransmitFrame& frame);
+  TransmitPacket& take_packet(const ring::Packet& packet);
+  [[nodiscard]] bool prepare_short(TransmitFrame& frame, const NvspSendRndisPacket& rndis,
+                                   const BufferMap& send_buffer, const Settings& settings);
+  void count_sent(const TransmitFrame& frame, bool sent);
+  [[nodiscard]] Result<bool> write_completion(ring::OutgoingRing& ring, std::uint64_t transaction_id,
+                                              NvspStatus status);
   void finish_current();
   void retire(TransmitPacket& packet);
 
@@ -119,6 +138,7 @@ class Transmitter {
   std::unique_ptr<TransmitFrame[]> frames_;
   std::unique_ptr<TransmitPacket[]> packets_;
   FrameList free_frames_;
+  TransmitFrame* spare_ = nullptr;  // of send_short(), out of the list; nullptr: take one
   PacketList free_packets_;
   PacketList finished_;  // completions owed
   TransmitPacket* current_ = nullptr;

@@ -24,10 +24,14 @@ bool append(std::span<GpaSegment> out, std::uint32_t& count, std::uint64_t gpa, 
 Result<GpaList> read_gpa_list(const IncomingRing& ring, const Packet& packet, std::uint32_t max_ranges,
                               std::uint64_t max_bytes, std::span<GpaSegment> out) {
   VMBUSD_ASSERT(packet.type == PacketType::kGpaDirect);
-  std::uint32_t offset = 0;  // into the extension
+  // Where the payload is one run with the rest of the packet, its extension stands right before it.
+  const std::byte* const linear =
+      packet.payload != nullptr ? packet.payload - packet.extension_size : nullptr;  // guest-controlled
+  std::uint32_t offset = 0;                                                          // into the extension
   const auto words_left = [&] { return (packet.extension_size - offset) / kPacketAlign; };
   const auto next_word = [&] {
-    const std::uint64_t word = ring.extension_word(packet, offset);
+    const std::uint64_t word =
+        linear != nullptr ? load_shared_word(linear + offset) : ring.extension_word(packet, offset);
     offset += kPacketAlign;
     return word;
   };

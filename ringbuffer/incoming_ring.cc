@@ -20,11 +20,11 @@ Result<void> IncomingRing::attach() {
 }
 
 // For a packet that ends at the ring's end or beyond, or lies in segmented memory, or is malformed.
-Result<std::optional<Packet>> IncomingRing::next_in_pieces() {
+Result<const Packet*> IncomingRing::next_in_pieces() {
   const std::array<std::uint64_t, 2> words = {memory_.load_word(read_position_),
                                               memory_.load_word(read_position_ + kPacketAlign)};
-  Result<std::optional<Packet>> packet = accept(words, ring_distance(read_position_, write_position_, size()),
-                                                memory_.view(read_position_, packet_end(words[0])));
+  const Result<const Packet*> packet = accept(words, ring_distance(read_position_, write_position_, size()),
+                                              memory_.view(read_position_, packet_end(words[0])));
   read_position_ = ring_advance(read_position_, 0, size());
   linear_bytes_ = 0;  // next() measures the run that follows
   return packet;

@@ -211,7 +211,7 @@ Result<bool> StorChannel::service(std::uint32_t budget) {
       if (!written) break;
     }
     if (free_.empty()) break;
-    VMBUSD_TRY(const std::optional<ring::Packet> packet, channel_->incoming().next());
+    VMBUSD_TRY(const ring::Packet* const packet, channel_->incoming().next());
     if (!packet) return worked;
     receive(*packet);
     if (broken_) return tl::unexpected<Error>(*broken_);

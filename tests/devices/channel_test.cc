@@ -31,7 +31,7 @@ class EchoHandler final : public ChannelHandler {
   Result<bool> service(std::uint32_t budget) override {
     bool worked = false;
     for (std::uint32_t i = 0; i < budget; ++i) {
-      VMBUSD_TRY(const std::optional<ring::Packet> packet, channel_->incoming().next());
+      VMBUSD_TRY(const ring::Packet* const packet, channel_->incoming().next());
       if (!packet) break;
       worked = true;
       ++log_.packets;
