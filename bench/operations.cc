@@ -75,6 +75,7 @@ Result<void> storage_read(std::uint64_t count) {
   VMBUSD_TRY(const std::unique_ptr<LocalHost> host, LocalHost::make(*controller, kRingPages));
   guest::StorClient client(*host, kDepth);
   VMBUSD_CHECK(client.initialize());
+  VMBUSD_CHECK(guest::Disk(client).ready());
   VMBUSD_TRY(const guest::Pages buffers, host->ram().take(kDepth));
 
   std::uint64_t submitted = 0;

@@ -116,7 +116,7 @@ class Driver {
     must(stor->initialize());
     disk = std::make_unique<Disk>(*stor);
     must(disk->ready());
-    must(Disk(*stor, 1).ready());
+    static_cast<void>(Disk(*stor, 1).ready());  // where there is one
   }
   explicit Driver(ChildPartition& child) : Driver(child, Options()) {}
 
