@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 import shutil
 import statistics
 import sys
@@ -10,6 +11,7 @@ import build
 import comparison
 import fetch
 import kernel
+import perf_report
 import root
 import run
 import scenarios
@@ -32,6 +34,7 @@ def parse_arguments():
     parser.add_argument("--jobs", default="", metavar="NAMES", help="jobs of tools/guest/jobs/perf.sh, with commas; default: all")
     parser.add_argument("--contenders", default="", metavar="NAMES", help=f"which, with semicolons; default: {'; '.join(comparison.CONTENDERS)}")
     parser.add_argument("--json", metavar="FILE", help="write each turn's rows")
+    parser.add_argument("--html", metavar="FILE", help="write a report with plots, one file")
     parser.add_argument("--keep", metavar="DIR", help="keep logs there")
     parser.add_argument("--emulated", action="store_true", help="use the emulated root partition even where KVM would do")
     return parser.parse_args()
@@ -69,25 +72,46 @@ def medians(rows):
     }
 
 
+def ratio_text(entry, ours):
+    """How many times better vmbusd is, as text; empty where that says nothing."""
+    if ours is None or entry is ours or not entry["median"] or not ours["median"]:
+        return ""
+    won = ours["median"] / entry["median"]
+    return f"{won if MEASURES[entry['kind']][1] else 1 / won:.2f}"
+
+
 def print_table(table, seconds):
-    jobs = list(dict.fromkeys(job for job, _ in table))
-    contenders = list(dict.fromkeys(contender for _, contender in table))
     print(f"\n{'job':26} {'contender':24} {'median':>10} {'unit':7} {'spread':>17} {'ratio':>7} {'exits/op':>9}")
-    for job in jobs:
-        ours = table.get((job, OURS))
-        for contender in contenders:
-            entry = table.get((job, contender))
-            if entry is None:
-                continue
-            unit, more_is_better = MEASURES[entry["kind"]]
-            ratio = ""
-            if ours and contender != OURS and entry["median"] and ours["median"]:
-                won = ours["median"] / entry["median"]
-                ratio = f"{won if more_is_better else 1 / won:.2f}"
-            per_operation = f"{entry['exits'] / (entry['median'] * seconds):.2f}" if entry["kind"] == "fio" and entry["median"] else ""
-            spread = f"{entry['least']:.0f} to {entry['greatest']:.0f}"
-            print(f"{job:26} {contender:24} {entry['median']:10.0f} {unit:7} {spread:>17} {ratio:>7} {per_operation:>9}")
+    jobs = list(dict.fromkeys(job for job, _ in table))
+    for job, contender in sorted(table, key=lambda key: jobs.index(key[0])):
+        entry = table[job, contender]
+        unit, _ = MEASURES[entry["kind"]]
+        per_operation = f"{entry['exits'] / (entry['median'] * seconds):.2f}" if entry["kind"] == "fio" and entry["median"] else ""
+        spread = f"{entry['least']:.0f} to {entry['greatest']:.0f}"
+        ratio = ratio_text(entry, table.get((job, OURS)))
+        print(f"{job:26} {contender:24} {entry['median']:10.0f} {unit:7} {spread:>17} {ratio:>7} {per_operation:>9}")
     print()
+
+
+def report(table, mode, arguments):
+    """The page of the same table."""
+    groups = {}
+    for job in dict.fromkeys(job for job, _ in table):
+        entries = [(contender, table[job, contender]) for other, contender in table if other == job]
+        kind = entries[0][1]["kind"]
+        ours = table.get((job, OURS))
+        ratios = {contender: ratio_text(entry, ours) for contender, entry in entries}
+        groups.setdefault("Disk" if kind == "fio" else "Network", []).append((
+            job, *MEASURES[kind],
+            [(contender, entry["median"], entry["least"], entry["greatest"], f"vmbusd {ratios[contender]} times" if ratios[contender] else "")
+             for contender, entry in entries],
+        ))  # fmt: skip
+    notes = [
+        f"Medians of {arguments.rounds} turns each, {arguments.seconds} s a job; the line on a bar goes from the least to the greatest. "
+        "Same root partition, guest kernel, image and back ends.",
+        "The root partition is emulated: ratios mean something, absolute speeds do not." if mode == "emulated" else "Guests run on this machine's KVM.",
+    ]
+    return perf_report.render(groups, OURS, "vmbusd and virtio in the same guest", notes)
 
 
 def main():
@@ -135,6 +159,8 @@ def main():
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"mode": mode, "seconds": arguments.seconds, "rows": rows}, file, indent=1)
             file.write("\n")
+    if arguments.html:
+        pathlib.Path(arguments.html).write_text(report(medians(rows), mode, arguments), encoding="utf-8")
     if failures or arguments.keep:
         print(f"logs: {results}")
     else:
