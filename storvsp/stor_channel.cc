@@ -391,7 +391,7 @@ void StorChannel::finish_reset(StorRequest& request, std::uint64_t luns) {
     for (std::size_t lun = 0; lun < kLunSlots; ++lun) {
       LogicalUnit* const unit = state_.luns[lun].unit.get();
       if (unit == nullptr || (luns >> lun & 1) == 0) continue;
-      unit->raise(one_lun ? UnitAttention::kLogicalUnitReset : UnitAttention::kBusReset);
+      unit->reset_by_guest(one_lun ? UnitAttention::kLogicalUnitReset : UnitAttention::kBusReset);
     }
     resets_.erase(resets_.iterator_to(request));
     complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, 0);
