@@ -3,8 +3,11 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
+#include <span>
 #include <utility>
 
 namespace vmbusd::daemon {
@@ -23,14 +26,51 @@ std::string use_direct(const std::string& path, int flags, storvsp::DiskConfig& 
   return describe(checked.error());
 }
 
-// An open file description lock, so it passes to the worker process with the descriptor, and a program that
-// uses the same kind (QEMU does) sees it. Returns an errno value; a file system without locks is no failure.
-int lock_image(int fd, bool read_only) {
+// What a program does with an image, as QEMU numbers it. Each holds a shared lock on a byte for what it does,
+// and on another for what it does not let others do; the locks of those that do not get along are found by
+// asking whether one could lock alone. [qemu: block/file-posix.c, raw_apply_lock_bytes;
+// include/block/block-common.h, BLK_PERM]
+constexpr int kConsistentRead = 0;
+constexpr int kWrite = 1;
+constexpr int kResize = 3;
+constexpr off_t kDoesBase = 100;
+constexpr off_t kForbidsBase = 200;
+
+struct flock lock_of_byte(off_t byte, short type) {
   struct flock lock {};
-  lock.l_type = read_only ? F_RDLCK : F_WRLCK;
+  lock.l_type = type;
   lock.l_whence = SEEK_SET;
-  if (::fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
-  return errno == EAGAIN || errno == EACCES ? errno : 0;
+  lock.l_start = byte;
+  lock.l_len = 1;
+  return lock;
+}
+
+// Open file description locks, so they pass to the worker process with the descriptor, and QEMU sees them.
+// True where another program is in the way; a file system without locks is no failure.
+bool image_in_use(int fd, bool read_only) {
+  const auto take = [fd](off_t byte) {
+    struct flock lock = lock_of_byte(byte, F_RDLCK);
+    return ::fcntl(fd, F_OFD_SETLK, &lock) == 0 || (errno != EAGAIN && errno != EACCES);
+  };
+  const auto held_by_another = [fd](off_t byte) {
+    struct flock lock = lock_of_byte(byte, F_WRLCK);
+    return ::fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+  };
+  static constexpr std::array kUses = {kConsistentRead, kWrite};
+  static constexpr std::array kForbidden = {kWrite, kResize};
+  const std::span<const int> does = std::span(kUses).first(read_only ? 1 : 2);
+  const std::span<const int> forbids = kForbidden;
+  // First all, then the question: of two that start at once at least one sees the other.
+  for (const int what : does) {
+    if (!take(kDoesBase + what)) return true;
+  }
+  for (const int what : forbids) {
+    if (!take(kForbidsBase + what)) return true;
+  }
+  return std::any_of(does.begin(), does.end(),
+                     [&](int what) { return held_by_another(kForbidsBase + what); }) ||
+         std::any_of(forbids.begin(), forbids.end(),
+                     [&](int what) { return held_by_another(kDoesBase + what); });
 }
 
 }  // namespace
@@ -57,7 +97,7 @@ std::string open_disk_image(const ImageConfig& image, const LogScope& log, storv
                refused);
     }
   }
-  if (lock_image(disk.fd.get(), disk.read_only) != 0) {
+  if (image_in_use(disk.fd.get(), disk.read_only)) {
     return fmt::format("{} is in use: another program (a VM or another vmbusd) holds a lock on it",
                        image.path);
   }

@@ -77,7 +77,7 @@ class DiskRequest : public io::IoOp {
   Hook queue_hook;  // in one of the queue's lists
   std::uint32_t bytes_done = 0;
   std::uint32_t retries = 0;  // in a row without progress
-  bool aborted = false;       // not to be tried again
+  bool cancelled = false;     // not to be tried again
   std::byte* bounce = nullptr;
   iovec bounce_vector{};
 

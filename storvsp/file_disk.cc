@@ -180,7 +180,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     request.queue = this;
     request.bytes_done = 0;
     request.retries = 0;
-    request.aborted = false;
+    request.cancelled = false;
     if (cancelled_) return request.disk_done(ECANCELED);
     if (disk_.options_.ignore_flush) {
       if (request.io.op == DiskOp::kFlush) return request.disk_done(0);
@@ -192,7 +192,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
   }
 
   void abort(DiskRequest& request) noexcept override {
-    request.aborted = true;
+    request.cancelled = true;
     for (List* const list : {&bounce_waiting_, &backlog_}) {
       const auto found =
           std::find_if(list->begin(), list->end(), [&](const DiskRequest& r) { return &r == &request; });
@@ -370,7 +370,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
   }
 
   void restart(DiskRequest& request) noexcept {
-    if (cancelled_ || request.aborted) return finish(request, ECANCELED);
+    if (cancelled_ || request.cancelled) return finish(request, ECANCELED);
     start(request);
   }
 

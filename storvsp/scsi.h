@@ -17,6 +17,8 @@ enum class Opcode : std::uint8_t {
   kWrite6 = 0x0a,
   kInquiry = 0x12,
   kModeSelect6 = 0x15,
+  kReserve6 = 0x16,
+  kRelease6 = 0x17,
   kModeSense6 = 0x1a,
   kStartStopUnit = 0x1b,
   kSendDiagnostic = 0x1d,
@@ -30,7 +32,11 @@ enum class Opcode : std::uint8_t {
   kWriteSame10 = 0x41,
   kUnmap = 0x42,
   kModeSelect10 = 0x55,
+  kReserve10 = 0x56,
+  kRelease10 = 0x57,
   kModeSense10 = 0x5a,
+  kPersistentReserveIn = 0x5e,
+  kPersistentReserveOut = 0x5f,
   kRead16 = 0x88,
   kCompareAndWrite = 0x89,
   kWrite16 = 0x8a,
@@ -85,6 +91,7 @@ enum class Asc : std::uint16_t {
   kInvalidFieldInCdb = 0x2400,
   kLogicalUnitNotSupported = 0x2500,
   kInvalidFieldInParameterList = 0x2600,
+  kInvalidRelease = 0x2604,  // of a persistent reservation
   kWriteProtected = 0x2700,
   kSpaceAllocationFailedWriteProtect = 0x2707,
   kPowerOnOrReset = 0x2900,
@@ -311,6 +318,83 @@ static_assert(kIsWire<OneCommandHeader, 4>);
 inline constexpr std::uint8_t kCommandUnsupported = 1;
 inline constexpr std::uint8_t kCommandSupported = 3;
 inline constexpr std::uint8_t kOneCommandTimeouts = 0x80;
+
+// Service actions of kPersistentReserveIn and kPersistentReserveOut.
+enum class ReserveIn : std::uint8_t {
+  kReadKeys = 0,
+  kReadReservation = 1,
+  kReportCapabilities = 2,
+  kReadFullStatus = 3,
+};
+enum class ReserveOut : std::uint8_t {
+  kRegister = 0,
+  kReserve = 1,
+  kRelease = 2,
+  kClear = 3,
+  kPreempt = 4,
+  kPreemptAndAbort = 5,
+  kRegisterAndIgnore = 6,
+};
+
+// [SPC-4: PERSISTENT RESERVE IN command, parameter data] of all service actions but kReportCapabilities
+struct ReserveInHeader {
+  BigEndian32 generation;
+  BigEndian32 additional_length;  // bytes behind the header
+};
+static_assert(kIsWire<ReserveInHeader, 8>);
+struct ReservationDescriptor {
+  BigEndian64 key;
+  BigEndian32 obsolete;
+  std::uint8_t reserved;
+  std::uint8_t scope_and_type;
+  BigEndian16 obsolete2;
+};
+static_assert(kIsWire<ReservationDescriptor, 16> && offsetof(ReservationDescriptor, scope_and_type) == 13);
+struct ReserveCapabilities {
+  BigEndian16 length;  // of this struct
+  std::uint8_t flags2;
+  std::uint8_t flags3;  // kReserveTypesValid
+  BigEndian16 types;    // kReserveAllTypes
+  BigEndian16 reserved;
+};
+static_assert(kIsWire<ReserveCapabilities, 8>);
+inline constexpr std::uint8_t kReserveTypesValid = 0x80;  // TMV
+inline constexpr std::uint16_t kReserveAllTypes = 0xea01;
+// [SPC-4: TransportID for initiator ports using SCSI over RDMA]
+struct SrpTransportId {
+  std::uint8_t protocol;  // kProtocolSrp
+  std::array<std::uint8_t, 7> reserved;
+  std::array<std::uint8_t, 16> initiator;
+};
+inline constexpr std::uint8_t kProtocolSrp = 4;
+struct FullStatusDescriptor {
+  BigEndian64 key;
+  BigEndian32 reserved;
+  std::uint8_t flags;  // kFullStatusHolder
+  std::uint8_t scope_and_type;
+  BigEndian32 reserved2;
+  BigEndian16 relative_target_port;
+  BigEndian32 additional_length;  // bytes of the TransportID
+  SrpTransportId transport;
+};
+static_assert(kIsWire<FullStatusDescriptor, 48> && offsetof(FullStatusDescriptor, flags) == 12 &&
+              offsetof(FullStatusDescriptor, relative_target_port) == 18 &&
+              offsetof(FullStatusDescriptor, transport) == 24);
+inline constexpr std::uint8_t kFullStatusHolder = 0x01;
+
+// [SPC-4: PERSISTENT RESERVE OUT command, parameter list]
+struct ReserveOutList {
+  BigEndian64 key;
+  BigEndian64 service_key;
+  BigEndian32 obsolete;
+  std::uint8_t flags;  // kReserveOut...
+  std::uint8_t reserved;
+  BigEndian16 obsolete2;
+};
+static_assert(kIsWire<ReserveOutList, 24> && offsetof(ReserveOutList, flags) == 20);
+inline constexpr std::uint8_t kReserveOutSpecifyInitiators = 0x08;  // SPEC_I_PT
+inline constexpr std::uint8_t kReserveOutAllPorts = 0x04;           // ALL_TG_PT
+inline constexpr std::uint8_t kReserveOutPersist = 0x01;            // APTPL
 
 // [SPC-4: REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS command]
 struct TaskManagementData {

@@ -424,7 +424,7 @@ class Session {
                       result.sense.flags_and_key == 0xe);
         break;
       default:
-        VMBUSD_ASSERT(false);
+        VMBUSD_ASSERT(result.status == scsi::Status::kReservationConflict);
     }
     buffer.check(direction == DataDirection::kIn ? result.transferred : 0);
     // What it may have written lies in its buffer; a read-only disk stays as it is.

@@ -40,6 +40,15 @@ consteval CommandEntry exclusive_job(Opcode opcode, std::uint8_t cdb_length, Dat
   return entry;
 }
 
+consteval CommandEntry reserve_in(scsi::ReserveIn action) {
+  return command(Opcode::kPersistentReserveIn, 10, kIn, persistent_reserve_in,
+                 {0x1f, 0, 0, 0, 0, 0, 0xff, 0xff}, static_cast<std::int16_t>(action));
+}
+consteval CommandEntry reserve_out(scsi::ReserveOut action) {
+  return command(Opcode::kPersistentReserveOut, 10, kOut, persistent_reserve_out,
+                 {0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff}, static_cast<std::int16_t>(action));
+}
+
 // Bits 7:5 of byte 1 of six-byte CDBs held the LUN in SCSI-2: initiators of that age may still set them.
 constexpr std::uint8_t kOldLun = 0xe0;
 // Byte 1 of READ and WRITE: DPO (a hint) and FUA; protection information is not there.
@@ -58,6 +67,8 @@ constexpr std::array kCommands = {
     command(Opcode::kWrite6, 6, kOut, write6, {kOldLun | 0x1f, 0xff, 0xff, 0xff}),
     command(Opcode::kInquiry, 6, kIn, inquiry, {kOldLun | 0x01, 0xff, 0xff, 0xff}),
     exclusive_job(Opcode::kModeSelect6, 6, kOut, mode_select6, {kOldLun | 0x11, 0, 0, 0xff}),
+    command(Opcode::kReserve6, 6, kNone, reserve_unit, {kOldLun}),
+    command(Opcode::kRelease6, 6, kNone, release_unit, {kOldLun}),
     command(Opcode::kModeSense6, 6, kIn, mode_sense6, {kOldLun | 0x08, 0xff, 0xff, 0xff}),
     command(Opcode::kStartStopUnit, 6, kNone, start_stop_unit, {kOldLun | 0x01, 0, 0x0f, 0xf7}),
     command(Opcode::kSendDiagnostic, 6, kNone, send_diagnostic, {0xf7, 0, 0xff, 0xff}),
@@ -75,7 +86,20 @@ constexpr std::array kCommands = {
         {kWriteSameUnmap, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
     job(Opcode::kUnmap, 10, kOut, unmap, {0, 0, 0, 0, 0, kGroup, 0xff, 0xff}),
     exclusive_job(Opcode::kModeSelect10, 10, kOut, mode_select10, {0x11, 0, 0, 0, 0, 0, 0xff, 0xff}),
+    command(Opcode::kReserve10, 10, kNone, reserve_unit, {}),
+    command(Opcode::kRelease10, 10, kNone, release_unit, {}),
     command(Opcode::kModeSense10, 10, kIn, mode_sense10, {0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff}),
+    reserve_in(scsi::ReserveIn::kReadKeys),
+    reserve_in(scsi::ReserveIn::kReadReservation),
+    reserve_in(scsi::ReserveIn::kReportCapabilities),
+    reserve_in(scsi::ReserveIn::kReadFullStatus),
+    reserve_out(scsi::ReserveOut::kRegister),
+    reserve_out(scsi::ReserveOut::kReserve),
+    reserve_out(scsi::ReserveOut::kRelease),
+    reserve_out(scsi::ReserveOut::kClear),
+    reserve_out(scsi::ReserveOut::kPreempt),
+    reserve_out(scsi::ReserveOut::kPreemptAndAbort),
+    reserve_out(scsi::ReserveOut::kRegisterAndIgnore),
     command(Opcode::kRead16, 16, kIn, read16,
             {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
     exclusive_job(Opcode::kCompareAndWrite, 16, kOut, compare_and_write,

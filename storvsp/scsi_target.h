@@ -10,6 +10,7 @@
 
 #include "base/guid.h"
 #include "storvsp/disk.h"
+#include "storvsp/reservations.h"
 #include "storvsp/scsi_command.h"
 
 namespace vmbusd::storvsp {
@@ -54,6 +55,12 @@ class LogicalUnit {
   void reset() {
     write_cache_.store(options_.write_cache, std::memory_order_relaxed);
     special_.store(0, std::memory_order_relaxed);
+    reservations_.reset_unit();
+  }
+  // A reset of the kind that `attention` tells of: what RESERVE did ends, settings stay. Any thread.
+  void reset_by_guest(UnitAttention attention) {
+    reservations_.reset_unit();
+    raise(attention);
   }
   // Any thread.
   void raise(UnitAttention attention) {
@@ -78,6 +85,7 @@ class LogicalUnit {
     return options_.geometry.size_bytes / options_.geometry.logical_block_bytes;
   }
   [[nodiscard]] std::uint32_t max_transfer_bytes() const { return options_.max_transfer_bytes; }
+  [[nodiscard]] Reservations& reservations() { return reservations_; }
   [[nodiscard]] bool read_only() const { return options_.read_only; }
   [[nodiscard]] bool default_write_cache() const { return options_.write_cache; }
   [[nodiscard]] bool write_cache_changeable() const { return options_.write_cache_changeable; }
@@ -99,6 +107,7 @@ class LogicalUnit {
   std::atomic<std::uint32_t> special_{0};
   std::atomic<bool> write_cache_{true};
   LunOptions options_;
+  Reservations reservations_;
 };
 
 // Answers a command for a LUN or target that does not exist. False: no such command without a LUN; the

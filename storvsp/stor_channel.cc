@@ -291,17 +291,17 @@ void StorChannel::execute(StorRequest& request, const ring::Packet& packet) {
     complete_invalid(request.packet);
     return answer(request);
   }
-  run(request);
+  run(request, direction);
 }
 
 // Whatever command the packet holds, its buffer being mapped. Again for one that was held.
-void StorChannel::run(StorRequest& request) {
+void StorChannel::run(StorRequest& request, DataDirection direction) {
   const vstor::Srb& srb = request.packet.srb;
   ScsiCommand command;
-  command.direction = direction_of(srb);
+  command.direction = direction;
   std::copy_n(srb.cdb_or_sense.begin(), command.cdb.size(), command.cdb.begin());
   command.cdb_length = srb.cdb_length;
-  if (command.direction != DataDirection::kNone) {
+  if (direction != DataDirection::kNone) {
     command.data_length = srb.data_transfer_length;
     command.data = request.buffers;
   }
@@ -391,7 +391,7 @@ void StorChannel::finish_reset(StorRequest& request, std::uint64_t luns) {
     for (std::size_t lun = 0; lun < kLunSlots; ++lun) {
       LogicalUnit* const unit = state_.luns[lun].unit.get();
       if (unit == nullptr || (luns >> lun & 1) == 0) continue;
-      unit->raise(one_lun ? UnitAttention::kLogicalUnitReset : UnitAttention::kBusReset);
+      unit->reset_by_guest(one_lun ? UnitAttention::kLogicalUnitReset : UnitAttention::kBusReset);
     }
     resets_.erase(resets_.iterator_to(request));
     complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, 0);
@@ -514,7 +514,7 @@ void StorChannel::retry_held() {
   while (!retried.empty()) {
     StorRequest& request = retried.front();
     retried.pop_front();
-    run(request);
+    run(request, direction_of(request.packet.srb));
     channel_->end_op();
   }
 }

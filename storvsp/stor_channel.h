@@ -109,7 +109,7 @@ class StorChannel final : public devices::ChannelHandler {
   [[nodiscard]] Result<void> allocate();
   void receive(const ring::Packet& packet);
   void execute(StorRequest& request, const ring::Packet& packet);
-  void run(StorRequest& request);
+  void run(StorRequest& request, DataDirection direction);
   void run_job(StorRequest& request, const ScsiCommand& command, ScsiNext next);
   void hold(StorRequest& request);
   void retry_held();

@@ -93,6 +93,66 @@ TEST_CASE("readers share an image, a writer has it alone", "[daemon]") {
   CHECK(image.open(first) == image.path() + in_use);
 }
 
+// Another program's lock on one byte.
+UniqueFd locked_byte(const std::string& path, off_t byte, short type = F_RDLCK) {
+  UniqueFd fd(::open(path.c_str(), O_RDWR));
+  struct flock lock {};
+  lock.l_type = type;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = byte;
+  lock.l_len = 1;
+  REQUIRE(::fcntl(fd.get(), F_OFD_SETLK, &lock) == 0);
+  return fd;
+}
+
+struct ForeignLock {
+  const char* rule;
+  off_t byte;
+  bool reader;  // may open it
+  bool writer;
+};
+// What QEMU 7.2 locks. [qemu: block/file-posix.c, raw_apply_lock_bytes]
+constexpr ForeignLock kForeignLocks[] = {
+    {"another reads", 100, true, true},
+    {"another writes", 101, false, false},
+    {"another writes what is there already", 102, true, true},
+    {"another may resize", 103, false, false},
+    {"another lets nobody read", 200, false, false},
+    {"another lets nobody write", 201, true, false},
+    {"another lets nobody resize", 203, true, true},
+    {"a byte of no meaning", 300, true, true},
+};
+
+TEST_CASE("an image that QEMU uses is left alone, and the other way round", "[daemon]") {
+  for (const ForeignLock& c : kForeignLocks) {
+    DYNAMIC_SECTION(c.rule) {
+      Image image;
+      const UniqueFd other = locked_byte(image.path(), c.byte);
+      storvsp::DiskConfig reader = read_only_disk();
+      CHECK(image.open(reader).empty() == c.reader);
+      reader.fd.reset();
+      storvsp::DiskConfig writer;
+      CHECK(image.open(writer).empty() == c.writer);
+    }
+  }
+  SECTION("a writer's locks") {
+    Image image;
+    storvsp::DiskConfig writer;
+    REQUIRE(image.open(writer) == "");
+    const UniqueFd asker(::open(image.path().c_str(), O_RDWR));
+    for (off_t byte = 90; byte < 210; ++byte) {
+      struct flock lock {};
+      lock.l_type = F_WRLCK;
+      lock.l_whence = SEEK_SET;
+      lock.l_start = byte;
+      lock.l_len = 1;
+      REQUIRE(::fcntl(asker.get(), F_OFD_GETLK, &lock) == 0);
+      const bool ours = byte == 100 || byte == 101 || byte == 201 || byte == 203;
+      CHECK((lock.l_type == F_RDLCK) == ours);
+    }
+  }
+}
+
 TEST_CASE("an image that cannot be opened is told with its path", "[daemon]") {
   storvsp::DiskConfig disk;
   CHECK(open_disk_image({1, "/nonexistent/d.img", DirectIo::kAuto}, LogScope("test"), disk) ==

@@ -76,6 +76,52 @@ TEST_CASE("what a disk does not have or do is a sense, and the channel goes on",
   CHECK(read_disk(*driver.disk, 0, 512) == std::vector<std::byte>(512, std::byte{'i'}));
 }
 
+// A command with a CDB of 16 bytes and data for the host.
+vstor::SrbPacket send_out(Driver& driver, std::array<std::uint8_t, 16> cdb, std::uint8_t cdb_length,
+                          std::span<const std::byte> data) {
+  const Pages pages =
+      must(driver.channel->child().ram().take((data.size() + kPageSize - 1) / kPageSize, Layout::kScattered));
+  pages.write(0, data);
+  StorCommand command;
+  command.cdb = cdb;
+  command.cdb_length = cdb_length;
+  command.direction = vstor::DataIn::kWrite;
+  command.pages = pages.gpns();
+  command.bytes = static_cast<std::uint32_t>(data.size());
+  return must(driver.stor->execute(command));
+}
+
+TEST_CASE("what the guest gives back is the host's again", "[guest]") {
+  Host host;
+  const auto child = host.attach();
+  Driver driver(*child);
+  const std::uint64_t before = host.image_bytes_kept();
+  REQUIRE(before >= kImageBytes);
+  // 4 MiB from 1 MiB on.
+  std::array<std::byte, 24> list{};
+  list[1] = std::byte{22};
+  list[3] = std::byte{16};
+  list[14] = std::byte{0x08};
+  list[18] = std::byte{0x20};
+  CHECK(succeeded(send_out(driver, {0x42, 0, 0, 0, 0, 0, 0, 0, 24}, 10, list)));
+  CHECK(host.image_bytes_kept() <= before - (4 << 20));
+  CHECK(host.image(1 << 20, 4096) == std::vector<std::byte>(4096));
+  CHECK(read_disk(*driver.disk, 5 << 20, 512) == std::vector<std::byte>(512, std::byte{'i'}));
+  // The other disk is read-only, and does not pretend.
+  StorCommand command;
+  command.cdb = {0x42, 0, 0, 0, 0, 0, 0, 0, 24};
+  command.cdb_length = 10;
+  command.lun = 1;
+  CHECK(sense_of(must(driver.stor->execute(command))) ==
+        Sense{scsi::SenseKey::kIllegalRequest, scsi::Asc::kInvalidCommandOperationCode});
+  // 1 MiB of one block, from 6 MiB on.
+  std::array<std::byte, 512> block{};
+  block.fill(std::byte{0x5a});
+  CHECK(succeeded(send_out(driver, {0x93, 0, 0, 0, 0, 0, 0, 0, 0x30, 0, 0, 0, 0x08}, 16, block)));
+  CHECK(host.image(6 << 20, 1 << 20) == std::vector<std::byte>(1 << 20, std::byte{0x5a}));
+  CHECK(host.image(7 << 20, 512) == std::vector<std::byte>(512, std::byte{'i'}));
+}
+
 // Commands in flight over the disk, each slot with a region of its own: writes, then reads back and compares.
 // Random sizes up to 64 KiB, random order of completion.
 struct LoadCase {

@@ -1,6 +1,8 @@
 // A vmbusd with disks, and the user-space child partition attached to it.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstdint>
 #include <fstream>
 #include <memory>
@@ -84,6 +86,12 @@ class Host {
     file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
     REQUIRE(file.gcount() == static_cast<std::streamsize>(size));
     return bytes;
+  }
+  // What the file system keeps of it.
+  [[nodiscard]] std::uint64_t image_bytes_kept(const std::string& partition = "one") const {
+    struct stat status {};
+    REQUIRE(::stat(directory_.path(partition + "-0.img").c_str(), &status) == 0);
+    return static_cast<std::uint64_t>(status.st_blocks) * 512;
   }
   [[nodiscard]] daemon::RunningDaemon& daemon() { return *daemon_; }
 
