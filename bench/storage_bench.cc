@@ -53,6 +53,9 @@ class Reader {
                                          {.to_host_pages = kRingPages, .from_host_pages = kRingPages}));
     reader->client_ = std::make_unique<guest::StorClient>(*reader->channel_, depth);
     VMBUSD_CHECK(reader->client_->initialize());
+    for (const std::uint8_t lun : {kFileLun, kNullLun}) {
+      VMBUSD_CHECK(guest::Disk(*reader->client_, lun).ready());
+    }
     const std::size_t pages = block_bytes / guest::kPageSize;
     for (std::uint32_t i = 0; i < depth; ++i) {
       VMBUSD_TRY(guest::Pages buffer, host.child().ram().take(pages));
