@@ -15,6 +15,7 @@
 
 #include "bench/counted.h"
 #include "bench/operations.h"
+#include "bench/running_host.h"
 
 namespace vmbusd::bench {
 namespace {
@@ -26,24 +27,6 @@ constexpr std::uint64_t kMore = 40 * kOperationBatch;
 std::string count_name(const Operation& operation, std::uint64_t count) {
   return fmt::format("{}:{}", operation.name, count);
 }
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string name = std::filesystem::temp_directory_path() / "vmbus-bench-XXXXXX";
-    if (::mkdtemp(name.data()) != nullptr) path_ = name;
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  [[nodiscard]] const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 Result<void> run_callgrind(const std::string& output) {
   const std::string out_option = "--callgrind-out-file=" + output;
@@ -104,7 +87,7 @@ Result<void> run_operations() {
 }
 
 Result<InstructionTable> count_instructions() {
-  const TemporaryDirectory directory;
+  const TemporaryDirectory directory("/tmp");
   if (directory.path().empty()) return fail_os(errno, "cannot make a temporary folder");
   const std::string output = directory.path() + "/callgrind.out";
   VMBUSD_CHECK(run_callgrind(output));

@@ -1,15 +1,20 @@
 // vmbus-bench: measures vmbusd's data path.
 
+#include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "base/log.h"
 #include "bench/instructions.h"
+#include "bench/network_bench.h"
 #include "bench/operations.h"
+#include "bench/storage_bench.h"
 
 namespace vmbusd::bench {
 namespace {
@@ -24,13 +29,12 @@ int report(const Error& error) {
 struct InstructionsOptions {
   std::string check;
   std::string write;
-  bool json = false;
 };
 
-int instructions(const InstructionsOptions& options) {
+int instructions(const InstructionsOptions& options, bool json) {
   const Result<InstructionTable> table = count_instructions();
   if (!table) return report(table.error());
-  if (options.json) {
+  if (json) {
     fmt::print("{}\n", nlohmann::json(*table).dump(2));
   } else {
     for (const Operation& operation : operations()) {
@@ -48,27 +52,106 @@ int instructions(const InstructionsOptions& options) {
   return check_table(*table, *expected) ? 0 : 1;
 }
 
+int ring(const std::string& program, const std::string& filter, std::uint32_t repetitions, bool json) {
+  std::vector<std::string> words = {program};
+  if (!filter.empty()) words.push_back("--benchmark_filter=" + filter);
+  if (json) words.emplace_back("--benchmark_format=json");
+  if (repetitions > 1) {
+    words.push_back(fmt::format("--benchmark_repetitions={}", repetitions));
+    words.emplace_back("--benchmark_enable_random_interleaving=true");
+    words.emplace_back("--benchmark_report_aggregates_only=true");
+  }
+  std::vector<char*> arguments;
+  for (std::string& word : words) arguments.push_back(word.data());
+  int count = static_cast<int>(arguments.size());
+  benchmark::Initialize(&count, arguments.data());
+  return benchmark::RunSpecifiedBenchmarks() == 0 ? 1 : 0;
+}
+
+int print(const Result<nlohmann::json>& rows, bool json) {
+  if (!rows) return report(rows.error());
+  if (json) fmt::print("{}\n", rows->dump(2));
+  return 0;
+}
+
+// The one of the same build, else the one in PATH.
+std::string default_vmbusd() {
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe");
+  const std::filesystem::path built = self.parent_path().parent_path() / "daemon" / "vmbusd";
+  return std::filesystem::exists(built) ? built.string() : "vmbusd";
+}
+
 int main(int argc, char** argv) {
   CLI::App app("Measures vmbusd's data path.");
   app.require_subcommand(1);
+  bool json = false;
+  std::string vmbusd = default_vmbusd();
+  const auto common = [&](CLI::App* command) {
+    command->add_flag("--json", json, "Print JSON");
+    return command;
+  };
+  const auto with_daemon = [&](CLI::App* command) {
+    command->add_option("--vmbusd", vmbusd, "The vmbusd to measure")->capture_default_str();
+    return common(command);
+  };
 
   InstructionsOptions instruction_options;
-  CLI::App* const instruction_command = app.add_subcommand(
-      "instructions", "User-space instructions per operation, counted by valgrind's callgrind");
+  CLI::App* const instruction_command = common(
+      app.add_subcommand("instructions", "User-space instructions per operation, counted by callgrind"));
   instruction_command->add_option("--check", instruction_options.check,
                                   "Fail where an operation takes over 5 % more than this table says");
   instruction_command->add_option("--write", instruction_options.write, "Write the table to this file");
-  instruction_command->add_flag("--json", instruction_options.json, "Print JSON");
   CLI::App* const run_command =
       app.add_subcommand("run-operations", "What `instructions` runs under valgrind")->group("");
 
+  std::string filter;
+  std::uint32_t repetitions = 1;
+  CLI::App* const ring_command = common(app.add_subcommand("ring", "Time of the ring alone"));
+  ring_command->add_option("--filter", filter, "Only benchmarks that match this expression");
+  ring_command->add_option("--repetitions", repetitions, "Repeat interleaved, and print medians");
+
+  StorageOptions storage;
+  CLI::App* const storage_command = with_daemon(app.add_subcommand(
+      "storage", "Reads of a user-space guest's, beside fio with io_uring on the same file"));
+  storage_command->add_option("--directory", storage.directory, "Where the file is made")
+      ->capture_default_str();
+  storage_command->add_flag("!--cached", storage.direct, "Without O_DIRECT, for file systems that lack it");
+  storage_command->add_option("--rounds", storage.rounds, "Interleaved runs of each")->capture_default_str();
+  storage_command->add_option("--seconds", storage.seconds, "Of each run")->capture_default_str();
+  storage_command->add_option("--bs", storage.block_bytes, "Bytes of a read, multiples of 4096")
+      ->delimiter(',');
+  storage_command->add_option("--qd", storage.depths, "Reads in flight")->delimiter(',');
+
+  NetworkOptions network;
+  CLI::App* const network_command =
+      with_daemon(app.add_subcommand("network", "Frames of a user-space guest's, without a medium"));
+  network_command->add_option("--rounds", network.rounds, "Runs of each")->capture_default_str();
+  network_command->add_option("--seconds", network.seconds, "Of each run")->capture_default_str();
+
+  std::uint32_t channels = 16;
+  double seconds = 5;
+  CLI::App* const idle_command =
+      with_daemon(app.add_subcommand("idle", "What open channels cost while nothing happens"));
+  idle_command->add_option("--channels", channels, "Open ones")->capture_default_str();
+  idle_command->add_option("--seconds", seconds, "To look")->capture_default_str();
+
   CLI11_PARSE(app, argc, argv);
-  if (instruction_command->parsed()) return instructions(instruction_options);
+  if (instruction_command->parsed()) return instructions(instruction_options, json);
   if (run_command->parsed()) {
     const Result<void> run = run_operations();
     return run ? 0 : report(run.error());
   }
-  return 0;
+  if (ring_command->parsed()) return ring(argv[0], filter, repetitions, json);
+  storage.vmbusd = network.vmbusd = vmbusd;
+  if (storage_command->parsed()) return print(measure_storage(storage, json), json);
+  if (network_command->parsed()) return print(measure_network(network, json), json);
+  const Result<nlohmann::json> idle = measure_idle(vmbusd, channels, seconds);
+  if (idle && !json) {
+    fmt::print("{} open channels, {} s: {} system calls, {} context switches, {} s of CPU\n",
+               (*idle)["channels"].dump(), seconds, (*idle)["system_calls"].dump(),
+               (*idle)["context_switches"].dump(), (*idle)["cpu_seconds"].dump());
+  }
+  return print(idle, json);
 }
 
 }  // namespace

@@ -1,0 +1,26 @@
+// A NIC of vmbusd's driven by a user-space guest in a process of its own, and what idle channels cost.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/result.h"
+
+namespace vmbusd::bench {
+
+struct NetworkOptions {
+  std::string vmbusd;
+  std::uint32_t rounds = 5;
+  double seconds = 1;  // of each run
+};
+
+// Frames per second: transmit, receive, echo, 64 B and 1514 B, and large sends. Prints each row as it comes
+// unless `quiet`.
+[[nodiscard]] Result<nlohmann::json> measure_network(const NetworkOptions& options, bool quiet);
+
+// Context switches and CPU time of a partition worker whose guest has `channels` channels open and is silent.
+[[nodiscard]] Result<nlohmann::json> measure_idle(const std::string& vmbusd, std::uint32_t channels,
+                                                  double seconds);
+
+}  // namespace vmbusd::bench

@@ -1,0 +1,97 @@
+// A vmbusd of the benchmark's own, and what its partition worker costs.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "guest/bus_client.h"
+#include "guest/child_partition.h"
+#include "guest/guest_channel.h"
+
+namespace vmbusd::bench {
+
+// A folder that goes away with its content.
+class TemporaryDirectory {
+ public:
+  // In the folder `parent`. path() is empty where it cannot be made.
+  explicit TemporaryDirectory(const std::string& parent);
+  ~TemporaryDirectory();
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// vmbusd with one partition, and a user-space child partition attached to it that has its offers.
+class RunningHost {
+ public:
+  struct Options {
+    std::string vmbusd;   // the program
+    std::string devices;  // the partition's part of the configuration file
+    std::uint64_t guest_memory_bytes = 128u << 20;
+  };
+  [[nodiscard]] static Result<std::unique_ptr<RunningHost>> start(const Options& options);
+  ~RunningHost();
+  RunningHost(const RunningHost&) = delete;
+  RunningHost& operator=(const RunningHost&) = delete;
+
+  [[nodiscard]] guest::BusClient& bus() { return *bus_; }
+  [[nodiscard]] guest::ChildPartition& child() { return *child_; }
+  // Offers of primary channels of that class.
+  [[nodiscard]] std::vector<vmbus::OfferChannel> offers(const Guid& interface_type) const;
+  // The partition worker's process.
+  [[nodiscard]] pid_t worker() const { return worker_; }
+
+ private:
+  RunningHost() : directory_("/tmp") {}
+  [[nodiscard]] Result<void> launch(const Options& options);
+  [[nodiscard]] Result<void> attach(const Options& options);
+
+  TemporaryDirectory directory_;
+  pid_t daemon_ = -1;
+  pid_t worker_ = -1;
+  std::unique_ptr<guest::ChildPartition> child_;
+  std::unique_ptr<guest::BusClient> bus_;
+  std::vector<vmbus::OfferChannel> offers_;
+};
+
+// What a process used between its making and stop().
+class ProcessCost {
+ public:
+  explicit ProcessCost(pid_t process);
+  ~ProcessCost();
+  ProcessCost(const ProcessCost&) = delete;
+  ProcessCost& operator=(const ProcessCost&) = delete;
+
+  struct Use {
+    double cpu_seconds = 0;
+    std::uint64_t context_switches = 0;
+    std::optional<std::uint64_t> system_calls;  // empty where perf cannot count them
+  };
+  [[nodiscard]] Use stop();
+
+ private:
+  pid_t process_;
+  pid_t perf_ = -1;
+  TemporaryDirectory directory_;
+  Use before_;
+};
+
+// Sorts the values.
+struct Spread {
+  double median = 0;
+  double least = 0;
+  double most = 0;
+};
+[[nodiscard]] Spread spread_of(std::vector<double> values);
+
+}  // namespace vmbusd::bench

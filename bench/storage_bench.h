@@ -1,0 +1,26 @@
+// A disk of vmbusd's driven by a user-space guest in a process of its own, beside fio on the same file.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace vmbusd::bench {
+
+struct StorageOptions {
+  std::string vmbusd;
+  std::string directory = "/var/tmp";  // where the file is made: its file system is what is measured
+  bool direct = true;                  // O_DIRECT, for both sides
+  std::uint32_t rounds = 5;
+  double seconds = 1;  // of each run
+  std::vector<std::uint32_t> block_bytes = {4096, 131072};
+  std::vector<std::uint32_t> depths = {1, 32, 128};
+};
+
+// Rows of {"backend", "bs", "qd", ...}; prints each as it comes unless `quiet`.
+[[nodiscard]] Result<nlohmann::json> measure_storage(const StorageOptions& options, bool quiet);
+
+}  // namespace vmbusd::bench
