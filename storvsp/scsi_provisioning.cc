@@ -66,7 +66,7 @@ ScsiNext begin_write_same(ScsiJob& job, ScsiResult& result, const BlockRange& ra
   if (lun.read_only()) return check_condition(result, SenseKey::kDataProtect, Asc::kWriteProtected);
   if (!in_range(lun, range)) return invalid_cdb(result, Asc::kLbaOutOfRange, {range.lba_byte});
   if (range.blocks == 0 || range.blocks > write_same_blocks_max(geometry) ||
-      (!no_data && job.command.data_length < block_bytes)) {
+      (!no_data && job.command.data_length != block_bytes)) {
     return invalid_cdb(result, Asc::kInvalidFieldInCdb, {range.blocks_byte});
   }
   job.position = range.lba * block_bytes;

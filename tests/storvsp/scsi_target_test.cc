@@ -177,6 +177,7 @@ const BadCommand kBadCommands[] = {
      0},
     {"WRITE SAME(10) of nothing", {0x41, 0, 0, 0, 0, 0, 0, 0, 0, 0}, kOut, 512, 5, 0x2400, 7, 7},
     {"WRITE SAME(10) of half a block", {0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0}, kOut, 511, 5, 0x2400, 7, 7},
+    {"WRITE SAME(10) of two blocks", {0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0}, kOut, 1024, 5, 0x2400, 7, 7},
     {"WRITE SAME(10) past the end", {0x41, 0, 0, 0, 0x08, 0, 0, 0, 1, 0}, kOut, 512, 5, 0x2100, 2, 7},
     {"WRITE SAME(16) past the end",
      {0x93, 0, 0, 0, 0, 0, 0, 0, 0x07, 0xff, 0, 0, 0, 2, 0, 0},
