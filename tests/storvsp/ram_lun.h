@@ -53,7 +53,7 @@ struct RamLun {
     }
     ScsiCommand command;
     VMBUSD_ASSERT(cdb.size() <= command.cdb.size());
-    std::memcpy(command.cdb.data(), cdb.data(), cdb.size());
+    std::copy(cdb.begin(), cdb.end(), command.cdb.begin());
     command.cdb_length = static_cast<std::uint8_t>(cdb.size());
     command.target_luns = 1;
     if (direction != DataDirection::kNone) {
