@@ -18,8 +18,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::uint32_t kRingPages = 128;
-// How long the guest looks at its ring before it sleeps: as NAPI polls.
-constexpr std::chrono::microseconds kGuestPoll{50};
 // In flight in an echo: the loop loses what finds no receive buffer, and has 32 armed.
 constexpr std::uint32_t kEchoDepth = 24;
 constexpr std::uint32_t kLargePayload = 45 * 1448;
@@ -79,21 +77,16 @@ class Driver {
     const auto end =
         begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
     Clock::time_point now = begin;
-    Clock::time_point last_work = begin;
     std::uint64_t seen = frames();
     while (now < end) {
       VMBUSD_CHECK(fill());
       VMBUSD_CHECK(client_->flush());
       VMBUSD_TRY(const std::uint32_t polled, client_->poll([](std::span<const std::byte>) {}));
       (void)polled;
+      // As NAPI: polls until there is nothing.
+      if (frames() == seen) VMBUSD_CHECK(client_->wait(std::chrono::milliseconds(100)));
+      seen = frames();
       now = Clock::now();
-      if (frames() != seen) {
-        seen = frames();
-        last_work = now;
-      } else if (now - last_work > kGuestPoll) {
-        VMBUSD_CHECK(client_->wait(std::chrono::milliseconds(100)));
-        last_work = now = Clock::now();
-      }
     }
     const auto count = static_cast<double>(frames() - before);
     const double elapsed = std::chrono::duration<double>(now - begin).count();

@@ -27,8 +27,6 @@ constexpr std::uint64_t kFileBytes = 256u << 20;
 constexpr std::uint32_t kRingPages = 128;
 constexpr std::uint8_t kFileLun = 0;
 constexpr std::uint8_t kNullLun = 1;
-// How long the guest looks for completions before it sleeps, as a guest's idle loop polls.
-constexpr std::chrono::microseconds kGuestPoll{50};
 
 struct Run {
   double iops = 0;
@@ -76,7 +74,6 @@ class Reader {
     std::chrono::nanoseconds waited{0};
     bool failed = false;
     Clock::time_point now = begin;
-    Clock::time_point last_work = begin;
     while (now < end || client_->in_flight() != 0) {
       while (now < end && client_->in_flight() < client_->depth()) VMBUSD_CHECK(submit(lun, now));
       VMBUSD_CHECK(client_->flush());
@@ -86,11 +83,9 @@ class Reader {
         ++done;
       }));
       now = Clock::now();
-      if (polled != 0) {
-        last_work = now;
-      } else if (now - last_work > kGuestPoll) {
-        VMBUSD_CHECK(client_->wait());
-        last_work = now = Clock::now();
+      if (polled == 0) {
+        VMBUSD_CHECK(client_->wait());  // as a driver that goes by interrupts
+        now = Clock::now();
       }
     }
     if (failed) return fail(Errc::kOs, "a read failed");

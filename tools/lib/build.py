@@ -18,13 +18,15 @@ class Variant:
     suffix: str
     options: tuple = ()
     compiler: str = "g++"
+    without: tuple = ()  # tests that the others have
 
 
 # clang builds the sanitizers' variants: it is the faster there, and so both compilers see every file.
 _SANITIZED = ("-Db_lundef=false", "-Doptimization=1")
+_MEASURED = ("instructions",)  # what only the normal build's code can be held to
 NORMAL = Variant("unit", "")
-ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED), "clang++")
-TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread", *_SANITIZED), "clang++")
+ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED), "clang++", _MEASURED)
+TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread", *_SANITIZED), "clang++", _MEASURED)
 VARIANTS = (NORMAL, ASAN, TSAN)
 
 # What guests need of a build, as ninja's targets.

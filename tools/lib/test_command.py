@@ -101,7 +101,7 @@ def main():
         return run.fail("tools/test: meson cannot configure the build")
     if arguments.list:
         units = build.unit_names()
-        names = [f"{variant.suite}/{name}" for variant in build.VARIANTS for name in units]
+        names = [f"{v.suite}/{name}" for v in build.VARIANTS for name in units if name not in v.without]
         names += [f"guest/{name}" for name in scenarios.SCENARIOS]
         print("\n".join(name for name in names if wanted(name, arguments.names)))
         return 0
