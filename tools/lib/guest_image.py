@@ -146,11 +146,12 @@ def guest_image(kernel):
     return cached(f"guest-{kernel.release}", inputs_of(*sources), make)
 
 
-def with_job(image, job, target):
-    """Writes to `target` the image with a job behind it: the kernel unpacks archives that follow each other."""
+def with_job(images, job, target):
+    """Writes to `target` the images with a job behind them: the kernel unpacks archives that follow each other."""
     archive = cpio.Archive()
     archive.file("job.sh", job, 0o755)
     with open(target, "wb") as file:
-        file.write(pathlib.Path(image).read_bytes())
+        for image in images:
+            file.write(pathlib.Path(image).read_bytes())
         file.write(archive.data())
     return target

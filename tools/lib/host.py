@@ -254,11 +254,14 @@ class Session:
             *("--cpus", str(cpus), "--memory", memory, "--console", "stdio", "--attach", str(self.socket(partition))),
         ]
 
-    def job_image(self, name, jobs, **variables):
-        """The guests' initramfs with jobs of tools/guest/jobs, to run one after the other, with variables set for them."""
+    def job_image(self, name, jobs, more_images=(), **variables):
+        """The guests' initramfs with jobs of tools/guest/jobs, to run one after the other, with variables set for them.
+
+        `more_images` are unpacked over it.
+        """
         script = "".join(f"{key}='{value}'\n" for key, value in variables.items())
         script += "".join((JOBS / f"{job}.sh").read_text(encoding="utf-8") for job in jobs.split())
-        return guest_image.with_job(self.plan["initrd"], script, self.files / f"{name}.initrd")
+        return guest_image.with_job((self.plan["initrd"], *more_images), script, self.files / f"{name}.initrd")
 
     def boot(self, name, command, on_line=None):
         """A guest by a VMM's command, whose standard output is the guest's console."""
@@ -270,10 +273,11 @@ class Session:
         self._guests.append(guest)
         return guest
 
-    def start_guest(self, partition, jobs, cpus=1, memory="512M", name=None, **variables):
+    def start_guest(self, partition, jobs, cpus=1, memory="512M", name=None, more_images=(), **variables):
         """Boots a guest on vmbus-vmm that runs jobs."""
         name = name or partition
-        return self.boot(name, self.vmm_command(partition, self.job_image(name, jobs, **variables), cpus, memory))
+        initrd = self.job_image(name, jobs, more_images, **variables)
+        return self.boot(name, self.vmm_command(partition, initrd, cpus, memory))
 
     def _stop_daemon(self, expect_clean):
         if self._daemon is None:

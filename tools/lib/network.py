@@ -1,6 +1,7 @@
 """Networks for guests: a namespace in which vmbusd makes its TAPs, and what answers there."""
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import time
@@ -89,6 +90,11 @@ class Network:
         """passt, without any privilege, on a socket in a folder of the unprivileged user."""
         socket.unlink(missing_ok=True)
         return self.start("passt", *UNPRIVILEGED, "passt", "--foreground", "--socket", socket)
+
+    def packets(self, interface):
+        """What the interface has received (from the guest) and sent (to it)."""
+        (link,) = json.loads(self.run("ip", "-json", "-statistics", "link", "show", interface))
+        return {direction: link["stats64"][direction]["packets"] for direction in ("rx", "tx")}
 
     def checksum_errors(self):
         """The kernel's counters of packets that arrived with a wrong checksum here, those that are not 0."""

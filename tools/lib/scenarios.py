@@ -318,6 +318,41 @@ def network_queues(session):
     check(len(counts) == 8 and all(int(count) for count in counts.values()), f"packets of the queues: {guest.last('queues')}")
 
 
+def network_dpdk(session):
+    """DPDK's netvsc driver over uio_hv_generic answers every ping, with one queue and with two."""
+    lan = Network(session)
+    session.start_daemon({"demo": [Nic("vmtap0", options="queues = 2\nmonitor = true")]}, lan)
+    # IPv6 sends frames of its own, and what is counted here is pings and ARP.
+    lan.run("sysctl", "-q", "net.ipv6.conf.vmtap0.disable_ipv6=1")
+    lan.run("ip", "link", "set", "vmtap0", "up")
+    # Several addresses, so that the hashes of their packets take both queues.
+    sources = [f"{IPV4}.{number}" for number in range(1, 9)]
+    for source in sources:
+        lan.run("ip", "address", "add", f"{source}/24", "dev", "vmtap0")
+    each = 125
+    # testpmd copies frames of up to 512 bytes to a send section and names longer ones by their pages.
+    sizes = (56, 1400)
+    pings = each * len(sources) * len(sizes)
+    guest = session.start_guest("demo", "dpdk", 2, "1G", more_images=[session.plan["dpdk"]], PINGS=pings)
+    for queues in (1, 2):
+        guest.wait_for("forwarding", 240, times=queues)
+        before = lan.packets("vmtap0")
+        for size in sizes:
+            for source in sources:
+                said = lan.run("ping", "-f", "-q", "-c", each, "-s", size, "-W", 5, "-I", source, f"{IPV4}.100")
+                check(f" {each} received" in said, f"ping of {size} bytes: {said}")
+        counters = dict(word.split(":") for word in guest.wait_for("counters", 120, times=queues).split())
+        after = lan.packets("vmtap0")
+        for ours, theirs in (("tx", "rx"), ("rx", "tx")):
+            count = int(counters[f"{theirs}_good_packets"])
+            check(count == after[ours] - before[ours], f"{ours} of the TAP: from {before} to {after}, testpmd counts {counters}")
+            per_queue = [int(counters[f"{theirs}_q{queue}_good_packets"]) for queue in range(queues)]
+            check(all(per_queue) and sum(per_queue) == count, f"testpmd with {queues} queues counts {counters}")
+    guest.finish(60)
+    session.check_daemon()
+    return {"testpmd": guest.said["counters"]}
+
+
 def two_guests(session):
     """Two guests on one bridge exchange traffic."""
     lan = Network(session)
@@ -393,6 +428,7 @@ SCENARIOS = {
     "network-offloads": network_offloads,
     "network-changes": network_changes,
     "network-queues": network_queues,
+    "network-dpdk": network_dpdk,
     "two-guests": two_guests,
     "passt-unprivileged": passt_unprivileged,
     "tap-removed": tap_removed,
