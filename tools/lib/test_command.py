@@ -6,6 +6,7 @@ import sys
 import time
 
 import build
+import distro_image
 import fetch
 import kernel
 import run
@@ -86,6 +87,8 @@ def run_guests(arguments, report):
     plan = {**run.base_plan(), "scenarios": names, "runtime": 1}
     if "second-kernel" in names:
         plan["second"] = run.guest_of(kernel.from_suite(*SECOND_KERNEL))
+    if "distro" in names:
+        plan["distro"] = distro_image.distro()
     run.outcomes(plan, results, mode == "emulated", heard)
     if deaths:
         print(f"guest kernels that died: {deaths}")
