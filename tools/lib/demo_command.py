@@ -8,6 +8,7 @@ import sys
 import time
 
 import build
+import distro_image
 import fetch
 import kernel
 import root
@@ -23,6 +24,8 @@ def parse_arguments():
         "Downloads are kept in ~/.cache/vmbusd; VMBUSD_CACHE names another folder. "
         "VMBUSD_BUILD_DIR names a build folder other than build/.",
     )
+    parser.add_argument("--distro", action="store_true",
+                        help="boot a full Debian system from the disk instead: DHCP, ssh, fio, iperf3, reboot, poweroff")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write what was measured")
     parser.add_argument("--shell", action="store_true", help="give a shell in the guest instead; it ends with the shell (vmbus-vmm's escape: Ctrl-A x)")
     parser.add_argument("--keep", metavar="DIR", help="keep logs and disk images there")
@@ -34,7 +37,10 @@ def parse_arguments():
     parser.add_argument("--nic-backend", choices=("tap", "passt"), default="tap",
                         help="what is behind the NIC: a TAP, or passt, which needs no privilege (default tap)")  # fmt: skip
     parser.add_argument("--memory", default="1G", metavar="SIZE", help="memory of the guest (default 1G)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.distro and (arguments.kernel or arguments.nic_backend != "tap"):
+        parser.error("--distro boots the system's own kernel, and reaches it over a TAP: it takes no --kernel and no --nic-backend")
+    return arguments
 
 
 # Of the guest's kernel log, the lines that tell of vmbusd.
@@ -98,10 +104,18 @@ def main():
     print(f"building {build.folder()}", flush=True)
     if not build.compile_all(targets=build.PROGRAMS):
         return run.fail("tools/demo: vmbusd does not build")
-    guest_kernel = kernel.find(arguments.kernel) if arguments.kernel else kernel.for_guest()
+    name = "distro" if arguments.distro else "demo"
+    if arguments.distro:
+        guest = {"distro": distro_image.distro()}
+        title = f"Debian {distro_image.SUITE}" + (", log in as root without a password" if arguments.shell else "")
+    else:
+        guest_kernel = kernel.find(arguments.kernel) if arguments.kernel else kernel.for_guest()
+        guest = run.guest_of(guest_kernel)
+        title = f"Linux {guest_kernel.release}"
     plan = {
-        **run.base_plan(guest_kernel),
-        "scenarios": ["demo"],
+        **run.programs(),
+        **guest,
+        "scenarios": [name],
         "cpus": arguments.cpus,
         "memory": arguments.memory,
         "speak": True,
@@ -110,11 +124,11 @@ def main():
         "keep_images": bool(arguments.keep),
     }
     results = run.keep_folder(arguments.keep)
-    print(f"guest: Linux {guest_kernel.release}, {arguments.cpus} VPs, {arguments.memory}", flush=True)
+    print(f"guest: {arguments.cpus} VPs, {arguments.memory}, {title}", flush=True)
     try:
         if arguments.shell:
             return run.run(plan, results, mode == "emulated", terminal=True)
-        outcome_file = results / "demo.json"
+        outcome_file = results / f"{name}.json"
         outcome_file.unlink(missing_ok=True)
         run.run(plan, results, mode == "emulated", show)
         outcome = json.loads(outcome_file.read_text())
@@ -126,7 +140,8 @@ def main():
         return run.fail(f"tools/demo: {error}\nlogs: {results}")
 
     data = outcome["data"]
-    print("the host opened the image and found the same checksums")
+    if not arguments.distro:
+        print("the host opened the image and found the same checksums")
     print_fio(data["disk"]["fio"])
     print_iperf(data["net"]["iperf3"])
     if arguments.json:

@@ -52,6 +52,11 @@ def _mirror():
     raise FetchError("apt's sources name no mirror of Debian's main archive; see /etc/apt/sources.list")
 
 
+def source_line(suite, kind="deb"):
+    """The line of a sources list that names a suite's main archive and the keys that sign it."""
+    return f"{kind} [signed-by={KEYRING}] {_mirror()} {suite} main"
+
+
 def _apt_environment(suite, kind):
     """An environment in which apt knows one suite only. The state is made and updated where it is missing."""
     state = cache_folder() / "apt" / f"{suite}-{kind}"
@@ -60,7 +65,7 @@ def _apt_environment(suite, kind):
         shutil.rmtree(state, ignore_errors=True)
         for folder in ("lists/partial", "archives/partial"):
             (state / folder).mkdir(parents=True)
-        (state / "sources.list").write_text(f"{kind} [signed-by={KEYRING}] {_mirror()} {suite} main\n")
+        (state / "sources.list").write_text(source_line(suite, kind) + "\n")
         draft = state / "draft.conf"
         draft.write_text(
             f'Dir::Etc::sourcelist "{state}/sources.list";\n'

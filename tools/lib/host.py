@@ -10,6 +10,7 @@ import time
 import guest_image
 
 JOBS = guest_image.GUEST_FILES / "jobs"
+GUEST_LIBRARY = guest_image.GUEST_FILES / "guest.sh"
 
 # What a guest's console shows when its kernel, not its job, came to an end.
 # Under QEMU's emulated SVM it may be no fault of ours. Probable, from the source and one trace, not proven by a mended
@@ -34,6 +35,12 @@ def run(*command):
     result = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     check(result.returncode == 0, f"{' '.join(words)}: exit status {result.returncode}: {result.stdout.strip()}")
     return result.stdout
+
+
+def job_script(jobs, variables):
+    """The text of jobs of tools/guest/jobs, one after the other, with variables set for them."""
+    text = "".join(f"{key}='{value}'\n" for key, value in variables.items())
+    return text + "".join((JOBS / f"{job}.sh").read_text(encoding="utf-8") for job in jobs.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +83,18 @@ class Guest:
                 line = raw.decode(errors="replace").rstrip("\r\n")
                 log.write(line + "\n")
                 log.flush()
-                with self._news:
-                    self.lines.append(line)
-                    if line.startswith("@@ "):
-                        key, _, value = line.removeprefix("@@ ").partition(" ")
-                        self.said.setdefault(key, []).append(value)
-                        if self._on_line:
-                            self._on_line(key, value)
-                    self._news.notify_all()
+                self.hear(line)
+
+    def hear(self, line):
+        """Takes a line that the guest printed, on its console or elsewhere."""
+        with self._news:
+            self.lines.append(line)
+            if line.startswith("@@ "):
+                key, _, value = line.removeprefix("@@ ").partition(" ")
+                self.said.setdefault(key, []).append(value)
+                if self._on_line:
+                    self._on_line(key, value)
+            self._news.notify_all()
 
     def last(self, key):
         check(key in self.said, f"guest {self.name} never said {key!r}; {self.trouble()}")
@@ -115,8 +126,13 @@ class Guest:
         tail = " | ".join(self.lines[-6:])
         return f"its console ends: {tail}"
 
-    def finish(self, timeout_s):
-        """Waits for the guest to power itself off, with its job done."""
+    def check_alive(self):
+        check(not self.death(), f"guest {self.name}: {self.trouble()}")
+        status = self.process.poll()
+        check(status is None, f"the VMM of guest {self.name} ended with status {status}; {self.trouble()}")
+
+    def end(self, timeout_s):
+        """Waits for the guest to power itself off."""
         end = time.monotonic() + timeout_s
         while self.process.poll() is None:
             check(not self.death(), f"guest {self.name}: {self.trouble()}")
@@ -126,6 +142,10 @@ class Guest:
         status = self.process.returncode
         check("failed" not in self.said, f"guest {self.name}: {self.trouble()}")
         check(status == 0, f"the VMM of guest {self.name} ended with status {status}; {self.trouble()}")
+
+    def finish(self, timeout_s):
+        """Waits for the guest to power itself off, with its job done."""
+        self.end(timeout_s)
         check(self.said.get("exit", ["none"])[-1] == "0", f"guest {self.name}: its job did not end well; {self.trouble()}")
 
     def kill(self):
@@ -172,6 +192,11 @@ class Session:
                     subprocess.run(["cp", "--sparse=always", image, self.logs], check=False)
             subprocess.run(["rm", "-rf", "--one-file-system", self.files], check=False)
         return False
+
+    def say(self, key, value):
+        """Tells who watches, as a guest would."""
+        if self._on_line:
+            self._on_line(key, str(value))
 
     def undo(self, *command):
         """A command to run when the scenario is over, last first."""
@@ -259,9 +284,7 @@ class Session:
 
         `more_images` are unpacked over it.
         """
-        script = "".join(f"{key}='{value}'\n" for key, value in variables.items())
-        script += "".join((JOBS / f"{job}.sh").read_text(encoding="utf-8") for job in jobs.split())
-        return guest_image.with_job((self.plan["initrd"], *more_images), script, self.files / f"{name}.initrd")
+        return guest_image.with_job((self.plan["initrd"], *more_images), job_script(jobs, variables), self.files / f"{name}.initrd")
 
     def boot(self, name, command, on_line=None):
         """A guest by a VMM's command, whose standard output is the guest's console."""

@@ -19,14 +19,7 @@ class Kernel:
     modules: pathlib.Path  # lib/modules/RELEASE, with modules.dep
 
     def vmlinux(self):
-        """The ELF file inside the bzImage: it boots some seconds faster under emulation, where unpacking is slow."""
-        path = fetch.cache_folder() / "vmlinux" / f"{self.image.name}-{_fingerprint(self.image)}"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            draft = path.with_name(path.name + ".new")
-            draft.write_bytes(_extract(self.image.read_bytes()))
-            draft.rename(path)
-        return path
+        return vmlinux(self.image)
 
     def module_files(self, names):
         """The named modules and all that they need, as paths below `modules`. Names that are built in have no file."""
@@ -44,6 +37,17 @@ class Kernel:
                 raise fetch.FetchError(f"kernel {self.release} has no module {name}")
             files += [path for path in table[name] if path not in files]
         return files
+
+
+def vmlinux(image):
+    """The ELF file inside a bzImage: it boots some seconds faster under emulation, where unpacking is slow."""
+    path = fetch.cache_folder() / "vmlinux" / f"{image.name}-{_fingerprint(image)}"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        draft = path.with_name(path.name + ".new")
+        draft.write_bytes(_extract(image.read_bytes()))
+        draft.rename(path)
+    return path
 
 
 def _module_name(path):

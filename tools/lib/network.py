@@ -36,6 +36,7 @@ class Network:
     def __init__(self, session, name="lan"):
         self.session = session
         self.name = f"vmbusd-{name}"
+        self.leases = session.files / "leases"
         self.prefix = ["ip", "netns", "exec", self.name]
         run("ip", "netns", "add", self.name)
         session.undo("ip", "netns", "delete", self.name)
@@ -66,7 +67,7 @@ class Network:
         self.address(interface, mtu)
         self.start(
             "dnsmasq", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--port=0",
-            f"--interface={interface}", "--bind-dynamic", "--no-ping", "--dhcp-authoritative", f"--dhcp-leasefile={self.session.logs / 'leases'}",
+            f"--interface={interface}", "--bind-dynamic", "--no-ping", "--dhcp-authoritative", f"--dhcp-leasefile={self.leases}",
             f"--dhcp-range={IPV4}.10,{IPV4}.200,1h", f"--dhcp-range={IPV6}::,ra-stateless,64,1h", "--enable-ra",
             "--log-facility=-", f"--dhcp-option=option:router,{IPV4}.1",
         )  # fmt: skip
@@ -95,6 +96,18 @@ class Network:
         """What the interface has received (from the guest) and sent (to it)."""
         (link,) = json.loads(self.run("ip", "-json", "-statistics", "link", "show", interface))
         return {direction: link["stats64"][direction]["packets"] for direction in ("rx", "tx")}
+
+    def lease(self, guest, timeout_s):
+        """Waits until a guest has an address by DHCP and returns it."""
+        end = time.monotonic() + timeout_s
+        while True:
+            # Its end, the MAC address, the address, names; the server's own line is shorter. [dnsmasq: src/lease.c, lease_update_file]
+            for words in map(str.split, self.leases.read_text().splitlines() if self.leases.exists() else ()):
+                if len(words) == 5 and words[2].startswith(f"{IPV4}."):
+                    return words[2]
+            guest.check_alive()
+            check(time.monotonic() < end, f"guest {guest.name} asked for no address within {timeout_s} s; {guest.trouble()}")
+            time.sleep(0.2)
 
     def checksum_errors(self):
         """The kernel's counters of packets that arrived with a wrong checksum here, those that are not 0."""

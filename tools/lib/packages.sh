@@ -11,7 +11,7 @@ build_packages=(
 # side of a static fio.
 guest_packages=(
   qemu-system-x86 busybox-static fio iperf3 ethtool sg3-utils e2fsprogs fdisk dmsetup iproute2 iputils-ping dnsmasq-base
-  passt socat kmod xz-utils zstd lz4
+  passt socat kmod xz-utils zstd lz4 mmdebstrap openssh-client
   debian-archive-keyring dpkg-dev make libaio-dev zlib1g-dev
 )
 

@@ -7,6 +7,7 @@ import time
 
 import build
 import dpdk
+import distro_image
 import fetch
 import kernel
 import run
@@ -89,6 +90,8 @@ def run_guests(arguments, report):
         plan["second"] = run.guest_of(kernel.from_suite(*SECOND_KERNEL))
     if "network-dpdk" in names:
         plan["dpdk"] = str(dpdk.image())
+    if "distro" in names:
+        plan["distro"] = distro_image.distro()
     run.outcomes(plan, results, mode == "emulated", heard)
     if deaths:
         print(f"guest kernels that died: {deaths}")
