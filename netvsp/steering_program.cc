@@ -298,9 +298,8 @@ Result<SteeringProgram> load_steering_program() {
   return made;
 }
 
-Result<void> steer_tap(int tap, const SteeringProgram& program) {
-  int fd = program.program.get();
-  if (::ioctl(tap, TUNSETSTEERINGEBPF, &fd) != 0) return fail_os(errno, "TAP takes no steering program");
+Result<void> steer_tap(int tap, int program) {
+  if (::ioctl(tap, TUNSETSTEERINGEBPF, &program) != 0) return fail_os(errno, "TAP takes no steering program");
   return {};
 }
 

@@ -33,9 +33,10 @@ struct SteeringProgram {
 // and this one has neither CAP_BPF nor CAP_SYS_ADMIN.
 [[nodiscard]] Result<SteeringProgram> load_steering_program();
 
-// Has the program steer what the TAP receives, in place of any other. `tap`: the descriptor of a queue that
-// is attached. Holds until another replaces it or the interface goes, whoever closes what. Errc::kOs.
-[[nodiscard]] Result<void> steer_tap(int tap, const SteeringProgram& program);
+// Has SteeringProgram::program steer what the TAP receives, in place of any other. `tap`: the descriptor of a
+// queue that is attached. Holds until another replaces it or the interface goes, whoever closes what.
+// Errc::kOs.
+[[nodiscard]] Result<void> steer_tap(int tap, int program);
 // Gives the choice back to the kernel.
 void stop_steering_tap(int tap);
 

@@ -269,7 +269,7 @@ TEST_CASE("a TAP's frames arrive on the channels of the guest's indirection tabl
     return;
   }
   const auto steered = [&program](Tap& tap) {
-    REQUIRE(steer_tap(tap.fds[0].get(), *program).has_value());
+    REQUIRE(steer_tap(tap.fds[0].get(), program->program.get()).has_value());
     NicConfig config = tap_config(tap);
     config.steering.reset(dup(program->table.get()));
     return config;
