@@ -50,8 +50,9 @@ void TapSteering::set_rss(const RssState& rss) {
   if (on && key_ != rss.key) {
     for (std::size_t i = 0; i < kToeplitzInputMax; ++i) {
       const ToeplitzBytes bytes = unfold_toeplitz_key(rss.key, i);
-      for (std::size_t value = 0; value < bytes.size(); ++value)
+      for (std::size_t value = 0; value < bytes.size(); ++value) {
         put(table_->toeplitz[i][value], bytes[value]);
+      }
     }
     key_ = rss.key;
   }
