@@ -177,6 +177,7 @@ netvsp::NicConfig read_nic(ObjectReader& object, FdQueue& fds) {
   nic.backend =
       static_cast<Backend>(object.integer("backend", 0, static_cast<std::uint32_t>(Backend::kLoopback)));
   nic.fds = read_queues(object, fds);
+  if (object.boolean("steering")) nic.steering = fds.take();
   nic.queues = object.integer("queues", 1, netvsp::kMaxQueues);
   nic.check_source_mac = object.boolean("check_source_mac");
   nic.link_speed_mbps = object.integer("link_speed_mbps", 1, UINT32_MAX);
@@ -260,6 +261,8 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
 }
 
 EncodedCommand encode(const netvsp::NicConfig& nic) {
+  std::vector<int> fds = numbers_of(nic.fds);
+  if (nic.steering) fds.push_back(nic.steering.get());
   return {dump({{kDo, kAddNic},
                 {"partition", nic.partition},
                 {"name", nic.name},
@@ -268,13 +271,14 @@ EncodedCommand encode(const netvsp::NicConfig& nic) {
                 {"mtu", nic.mtu},
                 {"backend", static_cast<std::uint32_t>(nic.backend)},
                 {"fds", nic.fds.size()},
+                {"steering", static_cast<bool>(nic.steering)},
                 {"queues", nic.queues},
                 {"check_source_mac", nic.check_source_mac},
                 {"link_speed_mbps", nic.link_speed_mbps},
                 {"monitor", nic.monitored},
                 {"friendly_name", nic.friendly_name},
                 {"null_receive_bytes", nic.null_receive_bytes}}),
-          numbers_of(nic.fds)};
+          std::move(fds)};
 }
 
 EncodedCommand encode(const StartCommand&) {

@@ -3,7 +3,7 @@
 //   supervisor                            worker process
 //   Configure            ------------>
 //   AddScsi + image fds  ------------>    once for each controller
-//   AddNic + queue fds   ------------>    once for each NIC
+//   AddNic + queue fds   ------------>    once for each NIC; a TAP's steering table comes behind its queues
 //   Start                ------------>
 //                        <------------    Ready: devices stand, connections may come
 //   Connection + 1 fd    ------------>    at most one at a time

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "daemon/nic_source.h"
+#include "netvsp/steering_program.h"
 
 namespace vmbusd::daemon {
 
@@ -29,6 +30,12 @@ NicKeeper::NicKeeper(boost::asio::io_context& context, const std::string& partit
       timer_(context),
       delay_(kDelayFirst) {}
 
+NicKeeper::~NicKeeper() {
+  if (steering_program_ && !config_.nic.fds.empty()) {
+    netvsp::stop_steering_tap(config_.nic.fds.front().get());
+  }
+}
+
 bool NicKeeper::open() {
   const std::optional<SourceProblem> problem = open_nic_source(config_.source, config_.nic);
   if (problem && !problem->peer_is_absent) {
@@ -41,8 +48,30 @@ bool NicKeeper::open() {
   } else {
     config_.source.any_queues = false;  // the worker's NIC is made with as many as there are now
     opened_at_ = std::chrono::steady_clock::now();
+    if (config_.nic.backend == netvsp::NicConfig::Backend::kTap && config_.nic.queues > 1) load_steering();
+    steer();
   }
   return true;
+}
+
+void NicKeeper::load_steering() {
+  Result<netvsp::SteeringProgram> made = netvsp::load_steering_program();
+  if (!made) {
+    return log_.info(
+        "the kernel chooses the channels for what is received, whatever RSS table the guest sets: {}; "
+        "CAP_BPF "
+        "lets vmbusd go by the table",
+        describe(made.error()));
+  }
+  steering_program_ = std::move(made->program);
+  config_.nic.steering = std::move(made->table);
+}
+
+// Of each TAP that was opened.
+void NicKeeper::steer() {
+  if (!steering_program_) return;
+  const Result<void> steered = netvsp::steer_tap(config_.nic.fds.front().get(), steering_program_.get());
+  if (!steered) log_.warning("the guest's RSS table is not gone by: {}", describe(steered.error()));
 }
 
 void NicKeeper::lost() {
@@ -83,6 +112,7 @@ void NicKeeper::try_now() {
     complain(problem->text);
     return try_later();
   }
+  steer();
   opened_at_ = std::chrono::steady_clock::now();
   complaint_.clear();
 }

@@ -21,6 +21,10 @@ class NicKeeper {
  public:
   NicKeeper(boost::asio::io_context& context, const std::string& partition, NicConfig config,
             std::function<void()> reopened);
+  // The next user of an interface that stays does not find our steering program there.
+  ~NicKeeper();
+  NicKeeper(const NicKeeper&) = delete;
+  NicKeeper& operator=(const NicKeeper&) = delete;
 
   // At the start: false, and logged, where the configuration or the host's permissions are in the way. A
   // stream's peer that is not there yet is waited for.
@@ -32,15 +36,18 @@ class NicKeeper {
   // Tries no more.
   void stop() { timer_.cancel(); }
 
-  // `fds` are what is open now, none while it is gone.
+  // `fds` are what is open now, none while it is gone. `steering` stays the same.
   [[nodiscard]] const netvsp::NicConfig& nic() const { return config_.nic; }
 
  private:
   void try_later();
   void try_now();
   void complain(const std::string& problem);
+  void load_steering();
+  void steer();
 
   NicConfig config_;
+  UniqueFd steering_program_;  // goes by config_.nic.steering; none where it is of no use or not to be had
   LogScope log_;
   std::function<void()> reopened_;
   boost::asio::steady_timer timer_;

@@ -25,6 +25,7 @@ namespace bi = boost::intrusive;
 using ListHook = bi::list_member_hook<bi::link_mode<bi::safe_link>>;
 
 class BackendQueue;
+class TapSteering;
 struct TransmitPacket;
 
 // Pieces of guest memory behind the private head of a frame: 34 MDLs (kMdlChainLengthMax) of a 64 KiB large
@@ -145,6 +146,7 @@ struct Backend {
   bool large_receive = false;  // gives TCP packets of up to 64 KiB, if asked to
   bool link_up = true;
   std::vector<std::unique_ptr<BackendQueue>> queues;
+  std::shared_ptr<TapSteering> steering;  // TAPs: by which the guest's RSS parameters hold; else nullptr
 };
 
 }  // namespace vmbusd::netvsp

@@ -240,13 +240,16 @@ inline constexpr std::uint16_t kRssKeyUnchanged = 0x08;
 inline constexpr std::uint16_t kRssDisable = 0x10;
 
 // NdisRssParameters::hash_info.
-inline constexpr std::uint32_t kHashToeplitz = 0x0001;
+inline constexpr std::uint32_t kHashToeplitz = 0x0001;  // the function; the others are types
 inline constexpr std::uint32_t kHashIpv4 = 0x0100;
 inline constexpr std::uint32_t kHashTcpIpv4 = 0x0200;
 inline constexpr std::uint32_t kHashIpv6 = 0x0400;
 inline constexpr std::uint32_t kHashIpv6Ex = 0x0800;
 inline constexpr std::uint32_t kHashTcpIpv6 = 0x1000;
 inline constexpr std::uint32_t kHashTcpIpv6Ex = 0x2000;
+inline constexpr std::uint32_t kHashUdpIpv4 = 0x4000;
+inline constexpr std::uint32_t kHashUdpIpv6 = 0x8000;
+inline constexpr std::uint32_t kHashFunctionMask = 0x00ff;
 
 inline constexpr std::uint32_t kRssKeySize = 40;
 // DPDK and FreeBSD refuse more entries than 128, Linux more than 260 (older: 128).

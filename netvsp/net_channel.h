@@ -26,6 +26,8 @@ class NicServices {
   [[nodiscard]] virtual bool checks_source() const = 0;
   [[nodiscard]] virtual bool link_up() const = 0;
   virtual void link_lost(const Error& reason) = 0;
+  // How received frames are to be spread over the channels.
+  virtual void set_rss(const RssState& rss) = 0;
 
  protected:
   ~NicServices() = default;

@@ -12,6 +12,7 @@
 #include "netvsp/primary_channel.h"
 #include "netvsp/stream_backend.h"
 #include "netvsp/tap_backend.h"
+#include "netvsp/tap_steering.h"
 
 namespace vmbusd::netvsp {
 
@@ -151,6 +152,10 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
     if (backend_lost_) backend_lost_();
   }
 
+  void set_rss(const RssState& rss) override {
+    if (backend_.steering != nullptr) backend_.steering->set_rss(rss);
+  }
+
   // CounterSource
 
   QueueCounters totals() const override {
@@ -245,7 +250,9 @@ Result<Backend> make_backend(NicConfig& config) {
         return fail(Errc::kConfig, "a TAP needs one descriptor per queue");
       }
       for (const UniqueFd& fd : config.fds) VMBUSD_CHECK(prepare_tap(fd.get()));
-      return make_tap_backend(std::move(config.fds), config.queues);
+      return TapSteering::make(std::move(config.steering)).map([&config](auto steering) {
+        return make_tap_backend(std::move(config.fds), config.queues, std::move(steering));
+      });
     case NicConfig::Backend::kStream: {
       if (config.fds.size() > 1 || config.queues != 1) {
         return fail(Errc::kConfig, "a stream is one descriptor and one queue");

@@ -40,6 +40,9 @@ struct NicConfig {
   // kTap: opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, with more than one also IFF_MULTI_QUEUE, and
   // TUNSETVNETHDRSZ 10. May be empty for kTap and kStream: the link is down until replace_backend().
   std::vector<UniqueFd> fds;
+  // kTap: SteeringProgram::table of the program that steers the TAP. Without it the kernel spreads what is
+  // received over the channels, whatever RSS parameters the guest sets.
+  UniqueFd steering;
   std::uint32_t queues = 1;  // channels that a guest may have, 1..kMaxQueues; kStream: 1; kTap: at most fds
   bool check_source_mac = false;  // drop frames whose source is not the NIC's address, and let that be fixed
   std::uint32_t link_speed_mbps = 10'000;  // what the guest is told

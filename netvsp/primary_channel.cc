@@ -23,6 +23,7 @@ void PrimaryChannel::start(devices::Channel& new_channel) {
   channels_max_ = std::min(state_.queues, new_channel.vp_count());
   state_.queues = channels_max_;
   state_.link_up = nic().link_up();
+  nic().set_rss(state_.rss);
   publish();
 }
 
@@ -270,6 +271,7 @@ void PrimaryChannel::act_on(const ControlOutcome& outcome) {
     // What it asks for, it learns anyway; only changes from now on are told.
     state_.link_up = link_told_ = nic().link_up();
   }
+  if ((outcome.changes & kRssChanged) != 0) nic().set_rss(state_.rss);
   if ((outcome.changes & kFilterChanged) != 0 || outcome.halted) wake_all();
   if ((outcome.changes & kOffloadsChanged) != 0) {
     // Windows waits for it, Linux ignores it.

@@ -50,7 +50,8 @@ struct Handler {
   void halt() {
     state.initialized = false;
     state.packet_filter = 0;
-    outcome.changes |= kFilterChanged;
+    state.rss.enabled = false;
+    outcome.changes |= kFilterChanged | kRssChanged;
     outcome.halted = true;
   }
 

@@ -6,11 +6,13 @@
 #include <sys/ioctl.h>
 
 #include <cerrno>
+#include <memory>
 #include <mutex>
 #include <utility>
 
 #include "base/assert.h"
 #include "netvsp/nic_state.h"
+#include "netvsp/tap_steering.h"
 
 namespace vmbusd::netvsp {
 
@@ -29,9 +31,9 @@ constexpr std::uint32_t kReadsMax = 32;
 // A write to a TAP copies the frame before it completes, and never waits, so there is no back-pressure.
 class TapQueue final : public BackendQueue {
  public:
-  TapQueue(UniqueFd fd, std::uint32_t index, bool multi_queue)
-      : fd_(std::move(fd)), index_(index), multi_queue_(multi_queue) {
-    select_queue(fd_.get(), false);
+  TapQueue(UniqueFd fd, std::uint32_t index, std::shared_ptr<TapSteering> steering)
+      : fd_(std::move(fd)), index_(index), steering_(std::move(steering)) {
+    select(false);
   }
 
   void attach(QueueUser& user, io::Worker& worker) override {
@@ -41,13 +43,13 @@ class TapQueue final : public BackendQueue {
     attached_ = true;
     running_ = true;
     refresh();
-    select_queue(fd_.get(), true);
+    select(true);
   }
 
   void detach() override {
     attached_ = false;
     pause();
-    select_queue(fd_.get(), false);
+    select(false);
   }
 
   void pause() override {
@@ -125,8 +127,8 @@ class TapQueue final : public BackendQueue {
   }
 
   void replace(UniqueFd fd) override {
-    select_queue(fd.get(), false);
     const std::lock_guard lock(mutex_);
+    steering_->replace(fd.get(), index_);
     next_fd_ = std::move(fd);
   }
 
@@ -194,7 +196,7 @@ class TapQueue final : public BackendQueue {
     if (next_fd_) fd_ = std::move(next_fd_);
     replacing_ = false;
     lost_ = false;
-    if (attached_) select_queue(fd_.get(), true);
+    if (attached_) steering_->select(fd_.get(), index_, true);
     apply_offloads();
   }
 
@@ -208,17 +210,14 @@ class TapQueue final : public BackendQueue {
 
   // The kernel spreads packets over all queues that are attached, so one that nobody reads must not be.
   // Queue 0 stays: it keeps the device's carrier on.
-  void select_queue(int fd, bool on) const {
-    if (!multi_queue_ || index_ == 0 || fd < 0) return;
-    ifreq request{};
-    request.ifr_flags = static_cast<short>(on ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE);
-    // Fails where it is in that state already, or the device is gone, which reading tells.
-    static_cast<void>(::ioctl(fd, TUNSETQUEUE, &request));
+  void select(bool on) {
+    const std::lock_guard lock(mutex_);
+    if (!next_fd_) steering_->select(fd_.get(), index_, on);
   }
 
   UniqueFd fd_;
   const std::uint32_t index_;
-  const bool multi_queue_;
+  const std::shared_ptr<TapSteering> steering_;
   QueueUser* user_ = nullptr;
   io::Worker* worker_ = nullptr;
   bool attached_ = false;
@@ -258,16 +257,17 @@ Result<void> prepare_tap(int fd) {
   return {};
 }
 
-Backend make_tap_backend(std::vector<UniqueFd> fds, std::uint32_t queues) {
+Backend make_tap_backend(std::vector<UniqueFd> fds, std::uint32_t queues,
+                         std::shared_ptr<TapSteering> steering) {
   Backend backend;
   backend.offloads = kAllChecksums | kAllLso | kAllRsc;
   backend.large_receive = true;
   backend.link_up = !fds.empty();
-  const bool multi_queue = queues > 1;
   for (std::uint32_t i = 0; i < queues; ++i) {
     backend.queues.push_back(
-        std::make_unique<TapQueue>(i < fds.size() ? std::move(fds[i]) : UniqueFd(), i, multi_queue));
+        std::make_unique<TapQueue>(i < fds.size() ? std::move(fds[i]) : UniqueFd(), i, steering));
   }
+  backend.steering = std::move(steering);
   return backend;
 }
 

@@ -1,6 +1,7 @@
 // A TAP device as back end: a descriptor per queue, virtio_net_hdr before each frame.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "base/fd.h"
@@ -14,6 +15,7 @@ namespace vmbusd::netvsp {
 [[nodiscard]] Result<void> prepare_tap(int fd);
 
 // `fds`: prepared, of one device; may be empty, then `queues` of them follow by replace().
-[[nodiscard]] Backend make_tap_backend(std::vector<UniqueFd> fds, std::uint32_t queues);
+[[nodiscard]] Backend make_tap_backend(std::vector<UniqueFd> fds, std::uint32_t queues,
+                                       std::shared_ptr<TapSteering> steering);
 
 }  // namespace vmbusd::netvsp

@@ -1,37 +1,22 @@
-// The Toeplitz hash that receive-side scaling steers by.
+// The Toeplitz hash that receive-side scaling steers by, unfolded for hashing a byte at a time.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
-#include <span>
 
-#include "netvsp/frame.h"
 #include "netvsp/ndis.h"
 
 namespace vmbusd::netvsp {
 
-// A key, unfolded for hashing a byte at a time. [NDIS: RSS hashing functions]
-class ToeplitzHash {
- public:
-  // Addresses and ports of an IPv6 flow.
-  static constexpr std::size_t kInputMax = 36;
+// Addresses and ports of an IPv6 flow, the longest input.
+inline constexpr std::size_t kToeplitzInputMax = 36;
 
-  ToeplitzHash() = default;
-  explicit ToeplitzHash(const std::array<std::uint8_t, kRssKeySize>& key);
+// What one byte of the input adds, by its value: the hash is the XOR over all bytes. [0] is 0.
+using ToeplitzBytes = std::array<std::uint32_t, 256>;
 
-  // `input.size()` <= kInputMax.
-  [[nodiscard]] std::uint32_t hash(std::span<const std::byte> input) const;
-  // Of a frame's flow, over the fields that `hash_info` (kHash*) asks for; empty where it asks for none of
-  // this frame's.
-  [[nodiscard]] std::optional<std::uint32_t> hash_frame(std::span<const std::byte> head,
-                                                        const FrameLayout& layout,
-                                                        std::uint32_t hash_info) const;
-
- private:
-  // 32 bits of the key from each bit of the input on.
-  std::array<std::array<std::uint32_t, 8>, kInputMax> windows_{};
-};
+// For byte `index` of the input, below kToeplitzInputMax. [NDIS: RSS hashing functions]
+[[nodiscard]] ToeplitzBytes unfold_toeplitz_key(const std::array<std::uint8_t, kRssKeySize>& key,
+                                                std::size_t index);
 
 }  // namespace vmbusd::netvsp

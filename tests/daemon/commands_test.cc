@@ -82,6 +82,7 @@ TEST_CASE("a NIC arrives with its queues", "[daemon]") {
   nic.backend = netvsp::NicConfig::Backend::kTap;
   nic.queues = netvsp::kMaxQueues;
   for (std::uint32_t i = 0; i < nic.queues; ++i) nic.fds.push_back(some_fd());
+  nic.steering = some_fd();
   nic.check_source_mac = true;
   nic.link_speed_mbps = 25'000;
   nic.monitored = true;
@@ -96,6 +97,7 @@ TEST_CASE("a NIC arrives with its queues", "[daemon]") {
   CHECK(got.backend == nic.backend);
   CHECK(got.queues == nic.queues);
   CHECK(got.fds.size() == nic.fds.size());
+  CHECK(got.steering);
   CHECK(got.check_source_mac);
   CHECK(got.link_speed_mbps == nic.link_speed_mbps);
   CHECK(got.monitored);

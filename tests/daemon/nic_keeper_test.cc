@@ -2,6 +2,7 @@
 #include "daemon/nic_keeper.h"
 
 #include <fcntl.h>
+#include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -10,7 +11,10 @@
 #include <memory>
 #include <string>
 
+#include "daemon/nic_source.h"
+#include "netvsp/steering_program.h"
 #include "tests/daemon/temporary_directory.h"
+#include "tests/netvsp/frames.h"
 #include "tests/netvsp/network_namespace.h"
 
 namespace vmbusd::daemon {
@@ -245,6 +249,69 @@ void make_persistent_tap(bool multi_queue) {
       static_cast<short>(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (multi_queue ? IFF_MULTI_QUEUE : 0));
   REQUIRE(::ioctl(fd.get(), TUNSETIFF, &request) == 0);
   REQUIRE(::ioctl(fd.get(), TUNSETPERSIST, 1) == 0);
+}
+
+// Whether flows that the kernel would spread all come to the first queue of kept0: a program steers them, and
+// no worker has filled its table in yet.
+bool steered(const netvsp::NicConfig& nic) {
+  netvsp::set_interface("kept0", true);
+  const UniqueFd wire(::socket(AF_PACKET, SOCK_RAW, 0));
+  sockaddr_ll address{};
+  address.sll_family = AF_PACKET;
+  address.sll_ifindex = static_cast<int>(::if_nametoindex("kept0"));
+  // An empty UDP packet; its source port makes the flow.
+  netvsp::Bytes frame = netvsp::hex(
+      "ffffffffffff 020000000001 0800 4500001c 00004000 40110000 0a000001 0a000002 00000009 00080000");
+  for (std::uint32_t flow = 0; flow < 64; ++flow) {
+    netvsp::put16(frame, 34, 1000 + flow);
+    REQUIRE(::sendto(wire.get(), frame.data(), frame.size(), 0, reinterpret_cast<const sockaddr*>(&address),
+                     sizeof address) == static_cast<ssize_t>(frame.size()));
+  }
+  std::size_t elsewhere = 0;
+  for (std::size_t i = 1; i < nic.fds.size(); ++i) {
+    char packet[2048];
+    while (::read(nic.fds[i].get(), packet, sizeof packet) > 0) ++elsewhere;
+  }
+  return elsewhere == 0;
+}
+
+TEST_CASE("a TAP with queues is steered, also when it was made again", "[daemon][nic][tap]") {
+  NEED_NAMESPACE();
+  if (!netvsp::load_steering_program()) {
+    WARN("no BPF programs for this user: nothing is tested");
+    return;
+  }
+  Kept kept(Backend::kTap, tap_named("kept0"), 4);
+  REQUIRE(kept.keeper->open());
+  const int table = kept.keeper->nic().steering.get();
+  REQUIRE(table >= 0);
+  CHECK(steered(kept.keeper->nic()));
+  netvsp::remove_interface("kept0");
+  kept.keeper->lost();
+  REQUIRE(kept.wait(1));
+  CHECK(kept.keeper->nic().steering.get() == table);
+  CHECK(steered(kept.keeper->nic()));
+}
+
+TEST_CASE("a TAP that stays is not steered by a vmbusd that is gone", "[daemon][nic][tap]") {
+  NEED_NAMESPACE();
+  make_persistent_tap(true);
+  {
+    const Kept kept(Backend::kTap, tap_named("kept0"), 4);
+    REQUIRE(kept.keeper->open());
+  }
+  netvsp::NicConfig nic;
+  nic.backend = Backend::kTap;
+  nic.queues = 4;
+  REQUIRE_FALSE(open_nic_source(tap_named("kept0"), nic));
+  CHECK_FALSE(steered(nic));
+}
+
+TEST_CASE("one queue needs no steering", "[daemon][nic][tap]") {
+  NEED_NAMESPACE();
+  Kept kept(Backend::kTap, tap_named("kept0"));
+  REQUIRE(kept.keeper->open());
+  CHECK_FALSE(kept.keeper->nic().steering);
 }
 
 TEST_CASE("a TAP gives as many queues as it can where no number is asked for", "[daemon][nic][tap]") {

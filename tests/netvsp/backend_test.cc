@@ -11,7 +11,9 @@
 
 #include <cerrno>
 
+#include "base/log.h"
 #include "netvsp/offload.h"
+#include "netvsp/steering_program.h"
 #include "netvsp/virtio_net.h"
 #include "tests/netvsp/network_namespace.h"
 #include "tests/netvsp/nic_fixture.h"
@@ -240,6 +242,123 @@ TEST_CASE("a TAP with queues serves a channel by each", "[netvsp][tap]") {
   CHECK(send_flows()[0] == 64);
   guest.open_channel(1, options.ring_pages);
   CHECK(send_flows()[1] > 0);
+}
+
+// RSS parameters as Linux sets them: 128 entries that name the channels in turn.
+Bytes rss_parameters(std::span<const std::uint32_t> channels, std::uint16_t flags = 0) {
+  NdisRssParameters p{};
+  p.header = {kNdisObjectRssParameters, 2, sizeof p};
+  p.flags = flags;
+  p.hash_info = kHashToeplitz | kHashIpv4 | kHashTcpIpv4 | kHashIpv6 | kHashTcpIpv6;
+  p.indirection_table_size = kRssIndirectionEntriesMax * sizeof(std::uint32_t);
+  p.indirection_table_offset = sizeof p;
+  p.hash_key_size = kRssKeySize;
+  p.hash_key_offset = p.indirection_table_offset + p.indirection_table_size;
+  Bytes bytes = bytes_of(p);
+  for (std::size_t i = 0; i < kRssIndirectionEntriesMax; ++i)
+    append(bytes, bytes_of(channels[i % channels.size()]));
+  for (std::uint32_t i = 0; i < kRssKeySize; ++i) bytes.push_back(static_cast<std::byte>(0x6d * (i + 1)));
+  return bytes;
+}
+
+TEST_CASE("a TAP's frames arrive on the channels of the guest's indirection table", "[netvsp][tap][rss]") {
+  NEED_NAMESPACE();
+  auto program = load_steering_program();
+  if (!program) {
+    WARN("nothing is tested: " << describe(program.error()) << " (wants CAP_BPF)");
+    return;
+  }
+  const auto steered = [&program](Tap& tap) {
+    REQUIRE(steer_tap(tap.fds[0].get(), program->program.get()).has_value());
+    NicConfig config = tap_config(tap);
+    config.steering.reset(dup(program->table.get()));
+    return config;
+  };
+  auto tap = std::make_unique<Tap>(4);
+  GuestNic guest(steered(*tap), 2);
+  GuestOptions options = quiet_options();
+  options.receive_pages = 2048;
+  options.sub_channels = 3;
+  guest.start(options);
+  Random random(kSeed);
+  using Counts = std::array<std::uint32_t, 4>;
+  // The channels on which 64 TCP flows arrive.
+  const auto send_flows = [&] {
+    Counts by_channel{};
+    for (std::uint32_t flow = 0; flow < 64; ++flow) {
+      FrameSpec spec;
+      spec.vlan = flow % 4 == 0;
+      BuiltFrame built = build_frame(spec, random);
+      put16(built.bytes, built.transport, 1000 + flow);
+      tap->put(built.bytes);
+      ++by_channel[guest.next_frame().channel];
+    }
+    return by_channel;
+  };
+  const auto set_rss = [&](std::initializer_list<std::uint32_t> channels, std::uint16_t flags = 0) {
+    CHECK(guest.set(Oid::kGenReceiveScaleParameters,
+                    rss_parameters(std::span(channels.begin(), channels.size()), flags)) ==
+          RndisStatus::kSuccess);
+  };
+  const Counts all_on_primary = {64, 0, 0, 0};
+  CHECK(send_flows() == all_on_primary);  // no RSS yet
+  for (std::uint32_t only = 0; only < 4; ++only) {
+    set_rss({only});
+    CHECK(send_flows()[only] == 64);
+  }
+  set_rss({0, 1, 2, 3});
+  Counts counts = send_flows();
+  for (const std::uint32_t count : counts) CHECK(count > 0);
+  CHECK(send_flows() == counts);
+  set_rss({1, 3});
+  counts = send_flows();
+  CHECK(counts[1] > 0);
+  CHECK(counts[3] > 0);
+  CHECK(counts[1] + counts[3] == 64);
+  // What is no IP packet, the primary has.
+  const Bytes other = frame_to_guest(100, random);
+  tap->put(other);
+  CHECK(guest.next_frame().channel == 0);
+
+  // The kernel moves the last queue's number when another is detached.
+  guest.close_channel(1);
+  counts = send_flows();
+  CHECK(counts[0] > 0);  // in place of 1
+  CHECK(counts[3] > 0);
+  CHECK(counts[0] + counts[3] == 64);
+  set_rss({2});
+  CHECK(send_flows()[2] == 64);
+  guest.close_channel(2);
+  set_rss({3});
+  CHECK(send_flows()[3] == 64);
+  guest.open_channel(1, options.ring_pages);
+  guest.open_channel(2, options.ring_pages);
+  for (std::uint32_t only = 0; only < 4; ++only) {
+    set_rss({only});
+    CHECK(send_flows()[only] == 64);
+  }
+  set_rss({3}, kRssDisable);
+  CHECK(send_flows() == all_on_primary);
+  set_rss({3});
+
+  // Another TAP goes on with what the guest has set.
+  remove_interface("tap0");
+  REQUIRE(guest.wait([&] { return !guest.nic().status().link_up; }));
+  tap = std::make_unique<Tap>(4);
+  REQUIRE(guest.nic().replace_backend(steered(*tap).fds).has_value());
+  // The channels take their queues up one by one.
+  CHECK(guest.wait([&] { return send_flows()[3] == 64; }));
+  for (std::uint32_t only = 0; only < 4; ++only) {
+    set_rss({only});
+    CHECK(send_flows()[only] == 64);
+  }
+
+  // A new driver begins without.
+  guest.close();
+  guest.start(options);
+  CHECK(send_flows() == all_on_primary);
+  set_rss({2});
+  CHECK(send_flows()[2] == 64);
 }
 
 TEST_CASE("opening and closing on a TAP leaves no read behind", "[netvsp][tap]") {

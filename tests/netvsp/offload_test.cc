@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "netvsp/segment.h"
-#include "netvsp/toeplitz.h"
 #include "tests/catch.h"
 #include "tests/netvsp/frames.h"
 
@@ -436,40 +435,6 @@ TEST_CASE("a VLAN tag is inserted behind the addresses", "[netvsp]") {
   insert_vlan_tag(room.data() + 4, 0xa064);
   CHECK(room == hex("0102030405060708090a0b0c 8100a064 0800 4500"));
   CHECK(vlan_info_from_tci(0xa064) == 0x645);
-}
-
-TEST_CASE("the hash is Microsoft's", "[netvsp]") {
-  // [NDIS: Verifying the RSS Hash Calculation], key and vectors.
-  constexpr std::array<std::uint8_t, 40> kKey = {0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67,
-                                                 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0, 0xca, 0x2b, 0xcb,
-                                                 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30,
-                                                 0xf2, 0x0c, 0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa};
-  struct Case {
-    const char* input;  // source, destination, ports
-    std::size_t addresses;
-    std::uint32_t with_addresses;
-    std::uint32_t with_ports;
-  };
-  constexpr Case kCases[] = {
-      {"420995bb a18e6450 0aea06e6", 8, 0x323e8fc2, 0x51ccc178},
-      {"c75c6f02 41458c53 37961283", 8, 0xd718262a, 0xc626b0ea},
-      {"3ffe2501 02001fff 00000000 00000007 3ffe2501 02000003 00000000 00000001 0aea06e6", 32, 0x2cc18cd5,
-       0x40207d3d},
-  };
-  const ToeplitzHash hash(kKey);
-  for (const Case& c : kCases) {
-    const Bytes input = hex(c.input);
-    CHECK(hash.hash(std::span(input).first(c.addresses)) == c.with_addresses);
-    CHECK(hash.hash(input) == c.with_ports);
-  }
-  Random random(kSeed);
-  FrameSpec spec;
-  BuiltFrame built = build_frame(spec, random);
-  const Bytes input = hex("0a000001 0a0000fe 1389 0050");
-  const FrameLayout layout = parse_frame(built.bytes);
-  CHECK(hash.hash_frame(built.bytes, layout, kHashTcpIpv4 | kHashIpv4) == hash.hash(input));
-  CHECK(hash.hash_frame(built.bytes, layout, kHashIpv4) == hash.hash(std::span(input).first(8)));
-  CHECK_FALSE(hash.hash_frame(built.bytes, layout, kHashTcpIpv6).has_value());
 }
 
 }  // namespace

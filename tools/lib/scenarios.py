@@ -308,7 +308,7 @@ def network_changes(session):
 
 
 def network_queues(session):
-    """Four VPs, four channels, eight streams: packets on every queue."""
+    """Four VPs, four channels, eight streams: packets on every queue, and on those alone that the guest's indirection table names."""
     lan = Network(session)
     session.start_daemon({"demo": [Nic("vmtap0", options="queues = 4")]}, lan.prefix)
     lan.serve("vmtap0")
@@ -317,6 +317,13 @@ def network_queues(session):
     check_nic(guest, 4)
     counts = dict(word.split(":") for word in guest.last("queues").split())
     check(len(counts) == 8 and all(int(count) for count in counts.values()), f"packets of the queues: {guest.last('queues')}")
+    check(len(guest.said["steered"]) == 3, guest.trouble())
+    for line in guest.said["steered"]:
+        weights, before, after = ([int(word) for word in part.split()] for part in line.split("|"))
+        counts = [end - begin for begin, end in zip(before, after)]
+        wanted = sum(count for count, weight in zip(counts, weights) if weight)
+        # What is no IP packet comes on queue 0.
+        check(wanted >= 100 and wanted >= 0.95 * sum(counts), f"weights {weights}, packets received on the queues: {counts}")
 
 
 def network_dpdk(session):
