@@ -109,6 +109,10 @@ class Network:
             check(time.monotonic() < end, f"guest {guest.name} asked for no address within {timeout_s} s; {guest.trouble()}")
             time.sleep(0.2)
 
+    def echo_replies(self):
+        """How many answers to pings have arrived here."""
+        return int(self.run("nstat", "-asz", "IcmpInEchoReps").split()[-2])
+
     def checksum_errors(self):
         """The kernel's counters of packets that arrived with a wrong checksum here, those that are not 0."""
         text = self.run("nstat", "-az")

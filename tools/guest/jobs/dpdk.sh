@@ -50,7 +50,7 @@ for queues in 1 2; do
   echo start >&3
   testpmd_says "forwards packets"
   say forwarding "$queues"
-  for _ in $(seq 120); do
+  for _ in $(seq 60); do
     [ "$(answered)" -ge "$PINGS" ] && break
   done
   echo "show port xstats 0" >&3
