@@ -55,7 +55,7 @@ def show(line):
     word, _, text = line.partition(" ")
     key, _, value = text.partition(" ")
     if word != "said":
-        if word not in ("start", "done"):
+        if word not in ("start", "done", "alive"):
             print(line, flush=True)
         return
     if key == "log":

@@ -102,7 +102,7 @@ def prepare():
     return of_kernel, _image(of_kernel), emulator()
 
 
-def run_emulated(command, results, silence_s=600, memory="6G", terminal=False, output=None):
+def run_emulated(command, results, silence_s=180, memory="6G", terminal=False, output=None):
     """Runs a command in an emulated root partition and returns its exit status.
 
     `results` is a folder of this machine that the command sees as RESULTS; the partition's own console goes to

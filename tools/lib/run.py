@@ -75,7 +75,7 @@ def outcomes(plan, results, emulated, report):
             if word == "done":
                 seen.append(name)
                 report(json.loads((results / f"{name}.json").read_text()))
-            elif word != "start":
+            elif word not in ("start", "alive"):
                 root.print_line(line)
 
         try:

@@ -9,6 +9,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 import traceback
 
@@ -17,6 +18,8 @@ import comparison
 from host import Disk, Failure, Session, check, run
 from login import Login
 from network import IPV4, IPV6, UNPRIVILEGED, UPLINK, Network, Nic
+
+ALIVE_S = 10  # between signs of life
 
 FIO_FIELD = {"read": (6, 7, 17), "write": (47, 48, 58)}  # bandwidth, IOPS, first percentile; counted from 0 [fio(1): TERSE OUTPUT]
 
@@ -527,11 +530,19 @@ def shell(plan):
         return subprocess.run(command, check=False).returncode
 
 
+def show_life():
+    """Tells whoever started the root partition that it has not frozen."""
+    while True:
+        time.sleep(ALIVE_S)
+        print("alive", flush=True)
+
+
 def main():
     plan = json.loads(pathlib.Path(sys.argv[1]).read_text())
     if plan.get("shell"):
         return shell(plan)
     results = pathlib.Path(plan["results"])
+    threading.Thread(target=show_life, daemon=True).start()
     speak = (lambda key, value: print(f"said {key} {value}", flush=True)) if plan.get("speak") else None
     for name in plan["scenarios"]:
         print(f"start {name}", flush=True)
