@@ -148,9 +148,10 @@ Result<void> network_transmit(NetworkRun& run, std::uint64_t count, Send send) {
   return result;
 }
 
-Result<void> network_transmit_small(std::uint64_t count) {
+template <std::size_t Bytes>
+Result<void> network_transmit_frame(std::uint64_t count) {
   VMBUSD_TRY(NetworkRun run, NetworkRun::make(0));
-  const std::vector<std::byte> frame = plain_frame(run.client->mac(), 64);
+  const std::vector<std::byte> frame = plain_frame(run.client->mac(), Bytes);
   return network_transmit(run, count, [&](guest::NetClient& client) { return client.send(frame); });
 }
 
@@ -183,7 +184,9 @@ constexpr Operation kOperations[] = {
     {"ring_cycle", "64 B into a ring and out again, one at a time, both ends", ring_cycle<1>},
     {"ring_cycle_16", "the same, 16 at a time", ring_cycle<16>},
     {"storage_read_4k", "4 KiB read of a cached file at queue depth 32", storage_read},
-    {"network_transmit_64", "64 B frame from a send section to the null back end", network_transmit_small},
+    {"network_transmit_64", "64 B frame from a send section to the null back end",
+     network_transmit_frame<64>},
+    {"network_transmit_1514", "1514 B frame, likewise", network_transmit_frame<1514>},
     {"network_receive_64", "64 B frame from the null back end into the receive buffer",
      network_receive_small},
     {"network_transmit_lso", "64 KiB large send from 16 pages to the null back end", network_transmit_large},

@@ -217,7 +217,7 @@ Result<bool> NetChannel::service(std::uint32_t budget) {
   }
   const BufferMap* const sections = send_sections();
   if (sections != nullptr && packet.type == ring::PacketType::kInband &&
-      transmitter_.send_short(packet, rndis, *sections, turn)) [[likely]] {
+      transmitter_.send_alone(packet, rndis, *sections, turn)) [[likely]] {
     return {};
   }
   const Result<void> begun =

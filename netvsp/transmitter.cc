@@ -146,32 +146,51 @@ inline void Transmitter::count_sent(const TransmitFrame& frame, bool sent) {
   return written;
 }
 
-// All of gather() and prepare(), for a message that is alone and copied whole. False: the long way will tell
-// what it is, from a copy of its own.
-[[gnu::always_inline]] inline bool Transmitter::prepare_short(TransmitFrame& frame,
-                                                              const NvspSendRndisPacket& rndis,
-                                                              const BufferMap& send_buffer,
+// Of a frame that goes on behind the `copied` bytes of its message: those and kFrameHeadMax at least are
+// private, as in fill_frame(), the rest stays where it is. False where not even its begin was copied.
+bool Transmitter::leave_rest(TransmitFrame& frame, std::span<std::byte> message, std::uint32_t copied) {
+  const std::uint32_t frame_end = frame.head_offset + frame.frame_size;
+  if (frame_end <= copied) return true;
+  if (frame.head_offset > copied) return false;
+  const std::uint32_t head_end =
+      std::max(copied, frame.head_offset + std::min(frame.frame_size, kFrameHeadMax));
+  ring::copy_from_shared(frame.bytes.data() + copied, message.data() + copied, head_end - copied);
+  frame.head_size = head_end - frame.head_offset;
+  if (head_end != frame_end) {
+    frame.segments[1] = {message.data() + head_end, frame_end - head_end};
+    frame.segment_count = 1;
+  }
+  return true;
+}
+
+// All of prepare() for a message that is alone in `piece`, which is guest-controlled; `copied` bytes of it
+// are looked at. False: the long way will tell what it is, from a copy of its own.
+[[gnu::always_inline]] inline bool Transmitter::prepare_alone(TransmitFrame& frame,
+                                                              std::span<std::byte> piece,
+                                                              std::uint32_t copied,
                                                               const Settings& settings) {
-  const std::uint32_t size = rndis.send_section_size;
-  const std::uint64_t begin = std::uint64_t{rndis.send_section_index} * kSendSectionSize;
-  if (size > kMessageHeadMax || begin + kSendSectionSize > send_buffer.size()) return false;
-  const std::span<const std::byte> piece = send_buffer.piece(begin, size);
-  if (piece.size() != size) return false;
-  const std::span<std::byte> copy = std::span(frame.bytes).first(size);
-  ring::copy_from_shared(copy.data(), piece.data(), size);
-  const Result<TransmitMessage> message = parse_transmit_message(copy, size);
-  if (!message || size - message->message_length >= sizeof(RndisHeader)) return false;
+  ring::copy_from_shared(frame.bytes.data(), piece.data(), copied);
+  const Result<TransmitMessage> message =
+      parse_transmit_message(std::span(frame.bytes).first(copied), piece.size());
+  if (!message || piece.size() - message->message_length >= sizeof(RndisHeader)) return false;
   frame.head_offset = message->frame_offset;
   frame.head_size = message->frame_size;
   frame.frame_size = message->frame_size;
   frame.segment_count = 0;
+  if (copied != piece.size() && !leave_rest(frame, piece, copied)) return false;
   if (settings.check_source && !source_allowed(frame, settings)) return false;
   if (message->info.any()) return finish_head(frame, message->info, settings);
   frame.header = {};
   return frame.frame_size <= frame_size_max(settings.mtu);
 }
 
-bool Transmitter::send_short(const ring::Packet& packet, const NvspSendRndisPacket& rndis,
+// Apart, so that what is copied whole, as small frames are, is decided by the compiler.
+[[gnu::noinline]] bool Transmitter::prepare_long(TransmitFrame& frame, std::span<std::byte> piece,
+                                                 const Settings& settings) {
+  return prepare_alone(frame, piece, kMessageHeadMax, settings);
+}
+
+bool Transmitter::send_alone(const ring::Packet& packet, const NvspSendRndisPacket& rndis,
                              const BufferMap& send_buffer, const Turn& turn) {
   if (spare_ == nullptr) {
     if (free_frames_.empty()) return false;
@@ -179,7 +198,14 @@ bool Transmitter::send_short(const ring::Packet& packet, const NvspSendRndisPack
     free_frames_.pop_front();
   }
   TransmitFrame& frame = *spare_;
-  if (!prepare_short(frame, rndis, send_buffer, turn.settings)) return false;
+  const std::uint32_t size = rndis.send_section_size;
+  const std::uint64_t begin = std::uint64_t{rndis.send_section_index} * kSendSectionSize;
+  if (size > kSendSectionSize || begin + kSendSectionSize > send_buffer.size()) return false;
+  const std::span<std::byte> piece = send_buffer.piece(begin, size);
+  if (piece.size() != size) return false;
+  const bool prepared = size <= kMessageHeadMax ? prepare_alone(frame, piece.first(size), size, turn.settings)
+                                                : prepare_long(frame, piece, turn.settings);
+  if (!prepared) return false;
   frame.queue = &turn.queue;
   const BackendQueue::Sent sent = turn.queue.transmit(frame);
   if (sent == BackendQueue::Sent::kDone || sent == BackendQueue::Sent::kLost) [[likely]] {

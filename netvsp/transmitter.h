@@ -90,10 +90,9 @@ class Transmitter {
                                    const NvspSendRndisPacket& rndis, const BufferMap* send_buffer,
                                    const partition::GuestMemory& memory);
   [[nodiscard]] bool unpacking() const { return current_ != nullptr; }
-  // All of begin(), unpack() and complete() in one go for what most packets are: one message, short enough to
-  // be copied whole, in one piece of a send section. False where it is something else; nothing has happened
-  // then. can_begin() only.
-  [[nodiscard]] bool send_short(const ring::Packet& packet, const NvspSendRndisPacket& rndis,
+  // All of begin(), unpack() and complete() in one go for what most packets are: one message in one piece of
+  // a send section. False where it is something else; nothing has happened then. can_begin() only.
+  [[nodiscard]] bool send_alone(const ring::Packet& packet, const NvspSendRndisPacket& rndis,
                                 const BufferMap& send_buffer, const Turn& turn);
   // Hands the current packet's frames to the queue. `lossy`: drop what the medium does not take.
   [[nodiscard]] Progress unpack(const Turn& turn, bool lossy);
@@ -126,8 +125,11 @@ class Transmitter {
   [[nodiscard]] bool source_allowed(const TransmitFrame& frame, const Settings& settings) const;
   [[nodiscard]] Progress hand_over(BackendQueue& queue, bool lossy);
   TransmitPacket& take_packet(const ring::Packet& packet);
-  [[nodiscard]] bool prepare_short(TransmitFrame& frame, const NvspSendRndisPacket& rndis,
-                                   const BufferMap& send_buffer, const Settings& settings);
+  [[nodiscard]] static bool leave_rest(TransmitFrame& frame, std::span<std::byte> message,
+                                       std::uint32_t copied);
+  [[nodiscard]] bool prepare_alone(TransmitFrame& frame, std::span<std::byte> piece, std::uint32_t copied,
+                                   const Settings& settings);
+  [[nodiscard]] bool prepare_long(TransmitFrame& frame, std::span<std::byte> piece, const Settings& settings);
   void count_sent(const TransmitFrame& frame, bool sent);
   [[nodiscard]] Result<bool> write_completion(ring::OutgoingRing& ring, std::uint64_t transaction_id,
                                               NvspStatus status);
@@ -138,7 +140,7 @@ class Transmitter {
   std::unique_ptr<TransmitFrame[]> frames_;
   std::unique_ptr<TransmitPacket[]> packets_;
   FrameList free_frames_;
-  TransmitFrame* spare_ = nullptr;  // of send_short(), out of the list; nullptr: take one
+  TransmitFrame* spare_ = nullptr;  // of send_alone(), out of the list; nullptr: take one
   PacketList free_packets_;
   PacketList finished_;  // completions owed
   TransmitPacket* current_ = nullptr;
