@@ -147,6 +147,26 @@ std::span<iovec> first_bytes(std::span<iovec> buffers, std::uint32_t length) {
   return buffers;
 }
 
+void count(const DiskIo& io, int error, devices::IoCounters& counters) {
+  if (error != 0) {
+    ++counters.errors;
+    return;
+  }
+  switch (io.op) {
+    case DiskOp::kRead:
+      ++counters.reads;
+      counters.read_bytes += io.length;
+      break;
+    case DiskOp::kWrite:
+      ++counters.writes;
+      counters.written_bytes += io.length;
+      break;
+    case DiskOp::kFlush:
+      ++counters.flushes;
+      break;
+  }
+}
+
 }  // namespace
 
 void StorRequest::disk_done(int error) noexcept {
@@ -450,6 +470,7 @@ void StorChannel::disk_done(StorRequest& request, int error) {
     release(request);
     leave_when_idle();
   } else {
+    count(request.io, error, channel_->io_counters());
     if (error == 0) {
       complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, request.io.length);
     } else if (request.aborted && error == ECANCELED) {
