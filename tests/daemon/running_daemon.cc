@@ -63,8 +63,8 @@ Finished run_vmbusd(const std::vector<std::string>& arguments) {
 RunningDaemon::RunningDaemon(const TemporaryDirectory& directory, const std::string& config) {
   static int count = 0;
   const std::string own = std::to_string(++count);  // one directory may serve several daemons
-  const std::string config_path = directory.path("vmbusd" + own + ".toml");
-  std::ofstream(config_path) << config;
+  config_path_ = directory.path("vmbusd" + own + ".toml");
+  std::ofstream(config_path_) << config;
   log_path_ = directory.path("log" + own);
 
   const std::string notify_path = directory.path("notify" + own);
@@ -76,7 +76,7 @@ RunningDaemon::RunningDaemon(const TemporaryDirectory& directory, const std::str
   VMBUSD_ASSERT(::bind(notifications_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) ==
                 0);
 
-  pid_ = spawn_vmbusd({"--config", config_path}, {"NOTIFY_SOCKET=" + notify_path}, log_path_);
+  pid_ = spawn_vmbusd({"--config", config_path_}, {"NOTIFY_SOCKET=" + notify_path}, log_path_);
 }
 
 RunningDaemon::~RunningDaemon() {
