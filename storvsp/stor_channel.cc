@@ -164,6 +164,10 @@ void count(const DiskIo& io, int error, devices::IoCounters& counters) {
     case DiskOp::kFlush:
       ++counters.flushes;
       break;
+    case DiskOp::kDiscard:
+    case DiskOp::kZero:
+    case DiskOp::kMap:
+      break;
   }
 }
 
