@@ -147,11 +147,7 @@ std::span<iovec> first_bytes(std::span<iovec> buffers, std::uint32_t length) {
   return buffers;
 }
 
-void count(const DiskIo& io, int error, devices::IoCounters& counters) {
-  if (error != 0) {
-    ++counters.errors;
-    return;
-  }
+void count(const DiskIo& io, devices::IoCounters& counters) {
   switch (io.op) {
     case DiskOp::kRead:
       ++counters.reads;
@@ -474,12 +470,13 @@ void StorChannel::disk_done(StorRequest& request, int error) {
     release(request);
     leave_when_idle();
   } else {
-    count(request.io, error, channel_->io_counters());
     if (error == 0) {
+      count(request.io, channel_->io_counters());
       complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, request.io.length);
     } else if (request.aborted && error == ECANCELED) {
       complete_aborted(request.packet);
     } else {
+      ++channel_->io_counters().errors;
       fail(request, error);
     }
     answer(request);
