@@ -22,7 +22,9 @@ struct Finished {
   std::string output;  // standard output and standard error
 };
 
-// Runs vmbusd to its end.
+// Runs a program to its end.
+[[nodiscard]] Finished run_program(const char* program, const std::vector<std::string>& arguments);
+// That is vmbusd.
 [[nodiscard]] Finished run_vmbusd(const std::vector<std::string>& arguments);
 
 class RunningDaemon {
