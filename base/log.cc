@@ -44,6 +44,10 @@ void log_init(LogLevel least) {
   logger().set_level(to_spdlog(least));
 }
 
+void log_set_level(LogLevel least) {
+  logger().set_level(to_spdlog(least));
+}
+
 bool log_enabled(LogLevel level) {
   return logger().should_log(to_spdlog(level));
 }

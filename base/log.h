@@ -19,6 +19,8 @@ enum class LogLevel : std::uint8_t { kDebug, kInfo, kWarning, kError };
 // Sets the least level that is written and where to: standard error, with a time stamp unless journald is the
 // reader. Call once before other threads start. Default: kInfo.
 void log_init(LogLevel least);
+// Changes the least level. Any thread.
+void log_set_level(LogLevel least);
 [[nodiscard]] bool log_enabled(LogLevel level);
 // Writes one line "<subject>: <text>". Thread-safe. `subject` names the object, for example "guest1/disk0".
 void log_write(LogLevel level, std::string_view subject, std::string_view text);

@@ -1,17 +1,15 @@
 #include "daemon/commands.h"
 
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
 #include "base/overloaded.h"
 #include "daemon/config.h"
+#include "daemon/object_reader.h"
 
 namespace vmbusd::daemon {
 
 namespace {
-
-using Json = nlohmann::json;
 
 constexpr const char* kDo = "do";
 constexpr const char* kConfigure = "configure";
@@ -20,91 +18,13 @@ constexpr const char* kAddNic = "add-nic";
 constexpr const char* kStart = "start";
 constexpr const char* kConnection = "connection";
 constexpr const char* kChangeNic = "change-nic";
+constexpr const char* kStatus = "status";
+constexpr const char* kLogLevel = "log-level";
 constexpr const char* kStop = "stop";
 constexpr const char* kReport = "report";
 constexpr const char* kReady = "ready";
 constexpr const char* kConnectionEnded = "connection-ended";
 constexpr const char* kBackendLost = "backend-lost";
-
-std::string dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-// Reads members of one object; ok() is false once one was absent, of another type or out of range.
-class ObjectReader {
- public:
-  explicit ObjectReader(const Json& json) : json_(json), ok_(json.is_object()) {}
-
-  [[nodiscard]] bool ok() const { return ok_; }
-  [[nodiscard]] std::string text(const char* key) {
-    const Json* member = find(key);
-    if (member != nullptr && member->is_string()) return member->get_ref<const std::string&>();
-    ok_ = false;
-    return {};
-  }
-  [[nodiscard]] std::uint32_t integer(const char* key, std::uint32_t min, std::uint32_t max) {
-    const Json* member = find(key);
-    if (member != nullptr && member->is_number_unsigned()) {
-      const auto value = member->get<std::uint64_t>();
-      if (value >= min && value <= max) return static_cast<std::uint32_t>(value);
-    }
-    ok_ = false;
-    return min;
-  }
-  [[nodiscard]] bool boolean(const char* key) {
-    const Json* member = find(key);
-    if (member != nullptr && member->is_boolean()) return member->get<bool>();
-    ok_ = false;
-    return false;
-  }
-  [[nodiscard]] std::uint64_t integer64(const char* key) {
-    const Json* member = find(key);
-    if (member != nullptr && member->is_number_unsigned()) return member->get<std::uint64_t>();
-    ok_ = false;
-    return 0;
-  }
-  // null is what was left open. Here and below.
-  [[nodiscard]] std::optional<bool> boolean_or_null(const char* key) {
-    const Json* member = find(key);
-    if (member != nullptr && member->is_null()) return std::nullopt;
-    return boolean(key);
-  }
-  [[nodiscard]] std::optional<Guid> guid(const char* key) { return parsed<Guid>(key); }
-  [[nodiscard]] std::optional<netvsp::MacAddress> mac(const char* key) {
-    return parsed<netvsp::MacAddress>(key);
-  }
-  template <typename Read>
-  void array(const char* key, std::size_t size_max, Read&& read) {
-    const Json* member = find(key);
-    if (member == nullptr || !member->is_array() || member->size() > size_max) {
-      ok_ = false;
-      return;
-    }
-    for (const Json& element : *member) {
-      ObjectReader reader(element);
-      read(reader);
-      if (!reader.ok()) ok_ = false;
-    }
-  }
-
- private:
-  template <typename T>
-  [[nodiscard]] std::optional<T> parsed(const char* key) {
-    const Json* member = find(key);
-    if (member != nullptr && member->is_null()) return std::nullopt;
-    const std::optional<T> value = T::parse(text(key));
-    if (!value) ok_ = false;
-    return value;
-  }
-  [[nodiscard]] const Json* find(const char* key) const {
-    if (!json_.is_object()) return nullptr;
-    const auto found = json_.find(key);
-    return found == json_.end() ? nullptr : &*found;
-  }
-
-  const Json& json_;
-  bool ok_;
-};
 
 // The descriptors beside a command, taken in the order in which its text mentions them.
 class FdQueue {
@@ -207,6 +127,16 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     command.fds = read_queues(object, fds);
     return command;
   }
+  if (what == kStatus) {
+    StatusCommand command;
+    command.id = object.integer("id", 0, UINT32_MAX);
+    command.file = fds.take();
+    return command;
+  }
+  if (what == kLogLevel) {
+    constexpr auto kMax = static_cast<std::uint32_t>(LogLevel::kError);
+    return LogLevelCommand{static_cast<LogLevel>(object.integer("level", 0, kMax))};
+  }
   if (what == kStop) return StopCommand{};
   return std::nullopt;
 }
@@ -300,6 +230,14 @@ EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> lin
           numbers_of(fds)};
 }
 
+EncodedCommand encode_status(std::uint32_t id, int file) {
+  return {dump({{kDo, kStatus}, {"id", id}}), {file}};
+}
+
+EncodedCommand encode(const LogLevelCommand& command) {
+  return {dump({{kDo, kLogLevel}, {"level", static_cast<std::uint32_t>(command.level)}}), {}};
+}
+
 std::string encode(const Report& report) {
   return std::visit(Overloaded{[](const ReadyReport&) {
                                  return dump({{kReport, kReady}});
@@ -309,6 +247,9 @@ std::string encode(const Report& report) {
                                },
                                [](const BackendLostReport& lost) {
                                  return dump({{kReport, kBackendLost}, {"nic", lost.nic}});
+                               },
+                               [](const StatusReport& status) {
+                                 return dump({{kReport, kStatus}, {"id", status.id}});
                                }},
                     report);
 }
@@ -331,6 +272,10 @@ Result<Report> decode_report(std::string_view text) {
   if (what == kBackendLost) {
     BackendLostReport lost{object.text("nic")};
     if (object.ok()) return lost;
+  }
+  if (what == kStatus) {
+    StatusReport status{object.integer("id", 0, UINT32_MAX)};
+    if (object.ok()) return status;
   }
   return fail(Errc::kProtocol, "not a report");
 }

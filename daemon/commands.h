@@ -10,6 +10,9 @@
 //                        <------------    BackendLost: a NIC's TAP or peer is gone
 //   ChangeNic + queue fds ----------->    at any time: its link, or what was opened in place of that
 //                        <------------    ConnectionEnded: nothing of it is in use any more
+//   Status + 1 memfd     ------------>    at any time after Start
+//                        <------------    Status: the memfd holds a PartitionStatus
+//   LogLevel             ------------>    at any time
 //   Stop, or end of file ------------>    drains and exits with status 0
 #pragma once
 
@@ -22,6 +25,7 @@
 #include <vector>
 
 #include "base/fd.h"
+#include "base/log.h"
 #include "base/result.h"
 #include "daemon/command_socket.h"
 #include "netvsp/nic.h"
@@ -52,10 +56,21 @@ struct ChangeNicCommand {
   std::vector<UniqueFd> fds;  // netvsp::Nic::replace_backend(); empty: as it is
 };
 
+// Asks how the partition is. The answer may be larger than a datagram, so a file carries it.
+struct StatusCommand {
+  std::uint32_t id = 0;  // comes back in the report
+  UniqueFd file;         // memfd, empty
+};
+
+struct LogLevelCommand {
+  LogLevel level = LogLevel::kInfo;
+};
+
 struct StopCommand {};
 
-using Command = std::variant<ConfigureCommand, storvsp::ControllerConfig, netvsp::NicConfig, StartCommand,
-                             ConnectionCommand, ChangeNicCommand, StopCommand>;
+using Command =
+    std::variant<ConfigureCommand, storvsp::ControllerConfig, netvsp::NicConfig, StartCommand,
+                 ConnectionCommand, ChangeNicCommand, StatusCommand, LogLevelCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
 struct EncodedCommand {
@@ -71,7 +86,11 @@ struct BackendLostReport {
   std::string nic;  // netvsp::NicConfig::name
 };
 
-using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport>;
+struct StatusReport {
+  std::uint32_t id = 0;
+};
+
+using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, StatusReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const storvsp::ControllerConfig& controller);
@@ -81,6 +100,8 @@ using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostRepor
 [[nodiscard]] EncodedCommand encode_connection(int socket);
 [[nodiscard]] EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> link,
                                                std::span<const UniqueFd> fds);
+[[nodiscard]] EncodedCommand encode_status(std::uint32_t id, int file);
+[[nodiscard]] EncodedCommand encode(const LogLevelCommand& command);
 [[nodiscard]] std::string encode(const Report& report);
 
 // Errc::kProtocol for anything that encode() does not make. The supervisor does not trust a worker, which a

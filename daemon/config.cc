@@ -20,7 +20,9 @@
 #include <charconv>
 #include <climits>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <type_traits>
 #include <utility>
 
@@ -54,7 +56,7 @@ std::string printable(std::string_view text, std::size_t size_max = 80) {
   return out;
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   return '"' + printable(text) + '"';
 }
 
@@ -181,7 +183,7 @@ constexpr Words<std::int64_t, std::uint32_t, 8> kPhysicalBlockSizes = {{{512, 51
                                                                         {65536, 65536}}};
 
 std::string shown(std::string_view word) {
-  return quoted(word);
+  return in_quotes(word);
 }
 std::string shown(std::int64_t number) {
   return std::to_string(number);
@@ -218,6 +220,11 @@ class TableReader {
       : table_(table), path_(std::move(path)), problems_(problems) {}
 
   [[nodiscard]] std::uint32_t line() const { return line_of(table_); }
+  [[nodiscard]] std::string definition() const {
+    std::ostringstream text;
+    text << toml::json_formatter(table_);
+    return text.str();
+  }
   [[nodiscard]] std::string key_path(std::string_view key) const {
     return path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key);
   }
@@ -252,7 +259,7 @@ class TableReader {
     require(key, kAccepted);
     std::optional<std::string> found = text(key, kAccepted);
     if (found && !is_name(*found)) {
-      refuse_value(key, quoted(*found), kAccepted);
+      refuse_value(key, in_quotes(*found), kAccepted);
       return std::nullopt;
     }
     return found;
@@ -260,16 +267,15 @@ class TableReader {
   // Made absolute with `directory`.
   std::optional<std::string> path(std::string_view key, std::string_view directory, std::size_t size_max,
                                   std::string_view accepted) {
-    require(key, accepted);
     std::optional<std::string> found = text(key, accepted);
     if (!found) return std::nullopt;
     if (found->empty() || found->find('\0') != std::string::npos) {
-      refuse_value(key, quoted(*found), accepted);
+      refuse_value(key, in_quotes(*found), accepted);
       return std::nullopt;
     }
     if (found->front() != '/') found = fmt::format("{}/{}", directory == "/" ? "" : directory, *found);
     if (found->size() > size_max) {
-      refuse(key, fmt::format("{} has {} bytes; accepted: {}", quoted(*found), found->size(), accepted));
+      refuse(key, fmt::format("{} has {} bytes; accepted: {}", in_quotes(*found), found->size(), accepted));
       return std::nullopt;
     }
     return found;
@@ -278,7 +284,7 @@ class TableReader {
     const std::string accepted = fmt::format("{} to {} printable ASCII characters", size_min, size_max);
     std::optional<std::string> found = text(key, accepted);
     if (found && (found->size() < size_min || !is_ascii_text(*found, size_max))) {
-      refuse_value(key, quoted(*found), accepted);
+      refuse_value(key, in_quotes(*found), accepted);
       return std::nullopt;
     }
     return found;
@@ -289,7 +295,7 @@ class TableReader {
     const std::optional<std::string> found = text(key, kAccepted);
     if (!found) return std::nullopt;
     const std::optional<Guid> parsed = Guid::parse(*found);
-    if (!parsed) refuse_value(key, quoted(*found), kAccepted);
+    if (!parsed) refuse_value(key, in_quotes(*found), kAccepted);
     return parsed;
   }
   template <typename Written, typename Meaning, std::size_t Count>
@@ -359,10 +365,10 @@ class TableReader {
     for (const auto& [key, node] : table_) {
       if (std::binary_search(known_.begin(), known_.end(), key.str())) continue;
       const std::string_view meant = nearest(key.str(), known_);
-      problems_.add(
-          static_cast<std::uint32_t>(key.source().begin.line), key_path(printable(key.str())),
-          fmt::format("unknown key{}; accepted: {}",
-                      meant.empty() ? "" : fmt::format(" (did you mean {}?)", quoted(meant)), join(known_)));
+      problems_.add(static_cast<std::uint32_t>(key.source().begin.line), key_path(printable(key.str())),
+                    fmt::format("unknown key{}; accepted: {}",
+                                meant.empty() ? "" : fmt::format(" (did you mean {}?)", in_quotes(meant)),
+                                join(known_)));
     }
   }
 
@@ -389,7 +395,10 @@ class Uniqueness {
   // Reports a second use. `what` names the value: "name \"demo\"".
   void claim(TableReader& reader, std::string_view key, const std::string& value, std::string_view what) {
     const auto [first, fresh] = first_lines_.emplace(value, reader.line());
-    if (!fresh) reader.refuse(key, fmt::format("{} is taken by the table at line {}", what, first->second));
+    if (fresh) return;
+    reader.refuse(key, first->second == 0
+                           ? fmt::format("{} is taken by another table", what)
+                           : fmt::format("{} is taken by the table at line {}", what, first->second));
   }
 
  private:
@@ -403,11 +412,18 @@ class ConfigReader {
   Config read(const toml::table& root) {
     Config config;
     TableReader reader(root, "", problems_);
+    constexpr std::string_view kControl = "control_socket";
+    config.control_socket =
+        reader.path(kControl, directory_, kSocketBytesMax, "a path of at most 107 bytes").value_or("");
+    config.socket_group = reader.ascii_text("socket_group", 1, kNameBytesMax).value_or("");
     reader.tables("partition", kPartitionsMax,
                   [&](TableReader& table) { config.partitions.push_back(read_partition(table)); });
     reader.finish();
-    if (root.get("partition") == nullptr) {
-      problems_.add(1, "partition", "is missing; accepted: at least one table begun by [[partition]]");
+    if (root.get("partition") == nullptr && config.control_socket.empty()) {
+      problems_.add(
+          1, "partition",
+          "is missing; accepted: at least one table begun by [[partition]], or control_socket for those "
+          "to come");
     }
     return config;
   }
@@ -416,12 +432,14 @@ class ConfigReader {
   PartitionConfig read_partition(TableReader& table) {
     PartitionConfig partition;
     partition.line = table.line();
+    partition.definition = table.definition();
     if (auto name = table.name("name")) {
-      partition_names_.claim(table, "name", *name, fmt::format("the name {}", quoted(*name)));
+      partition_names_.claim(table, "name", *name, fmt::format("the name {}", in_quotes(*name)));
       partition.name = std::move(*name);
     }
+    table.require("socket", "a path of at most 107 bytes");
     if (auto path = table.path("socket", directory_, kSocketBytesMax, "a path of at most 107 bytes")) {
-      sockets_.claim(table, "socket", *path, fmt::format("the socket {}", quoted(*path)));
+      sockets_.claim(table, "socket", *path, fmt::format("the socket {}", in_quotes(*path)));
       partition.socket = std::move(*path);
     }
     partition.io_threads = table.integer("io_threads", 1, kIoThreadsMax).value_or(0);
@@ -444,7 +462,7 @@ class ConfigReader {
   static void read_identity(TableReader& table, DeviceIdentities& identities, std::string& name,
                             std::optional<Guid>& instance) {
     if (auto found = table.name("name")) {
-      identities.names.claim(table, "name", *found, fmt::format("the device name {}", quoted(*found)));
+      identities.names.claim(table, "name", *found, fmt::format("the device name {}", in_quotes(*found)));
       name = std::move(*found);
     }
     instance = table.guid("instance");
@@ -457,6 +475,7 @@ class ConfigReader {
     ScsiConfig scsi;
     storvsp::ControllerConfig& controller = scsi.controller;
     scsi.line = table.line();
+    scsi.definition = table.definition();
     controller.partition = partition.name;
     read_identity(table, identities, controller.name, controller.instance);
     controller.channels = table.integer("channels", 1, storvsp::kMaxChannels).value_or(0);
@@ -481,6 +500,7 @@ class ConfigReader {
     if (disk.backend == storvsp::DiskConfig::Backend::kNull) {
       disk.size_bytes = read_null_size(table);
     } else {
+      table.require("path", "the path of a raw image or a block device");
       image.path = table.path("path", directory_, kPathBytesMax, "the path of a raw image or a block device")
                        .value_or("");
       image.direct = table.word("direct", kDirectIoWords).value_or(DirectIo::kAuto);
@@ -505,6 +525,7 @@ class ConfigReader {
     NicConfig config;
     netvsp::NicConfig& nic = config.nic;
     config.line = table.line();
+    config.definition = table.definition();
     nic.partition = partition.name;
     read_identity(table, identities, nic.name, nic.instance);
     nic.mac = read_mac(table);
@@ -552,8 +573,8 @@ class ConfigReader {
     table.require("tap", kAccepted);
     const auto name = table.text("tap", kAccepted);
     if (!name) return;
-    if (!is_interface_name(*name)) return table.refuse_value("tap", quoted(*name), kAccepted);
-    taps_.claim(table, "tap", *name, fmt::format("the interface {}", quoted(*name)));
+    if (!is_interface_name(*name)) return table.refuse_value("tap", in_quotes(*name), kAccepted);
+    taps_.claim(table, "tap", *name, fmt::format("the interface {}", in_quotes(*name)));
     config.source.tap = *name;
   }
 
@@ -562,6 +583,7 @@ class ConfigReader {
       source.fds = *std::move(fds);
       return;
     }
+    table.require("socket", "a path of at most 107 bytes");
     source.socket =
         table.path("socket", directory_, kSocketBytesMax, "a path of at most 107 bytes").value_or("");
   }
@@ -572,7 +594,7 @@ class ConfigReader {
     if (!text) return std::nullopt;
     const std::optional<netvsp::MacAddress> mac = netvsp::MacAddress::parse(*text);
     if (!mac || !mac->valid_unicast()) {
-      table.refuse_value("mac", quoted(*text), kAccepted);
+      table.refuse_value("mac", in_quotes(*text), kAccepted);
       return std::nullopt;
     }
     macs_.claim(table, "mac", mac->to_string(), fmt::format("the MAC address {}", mac->to_string()));
@@ -587,7 +609,7 @@ class ConfigReader {
     const auto text = table.text("size", kAccepted);
     if (!text) return 0;
     const std::optional<std::uint64_t> size = parse_size(*text);
-    if (!size) table.refuse_value("size", quoted(*text), kAccepted);
+    if (!size) table.refuse_value("size", in_quotes(*text), kAccepted);
     return size.value_or(0);
   }
 
@@ -598,6 +620,44 @@ class ConfigReader {
   Uniqueness taps_;
   Uniqueness macs_;
 };
+
+// JSON as the same tree that TOML makes; false where it holds what no key accepts. The depth of `json` is
+// bounded.
+bool insert_json(toml::table& table, const nlohmann::json& json);
+
+bool append_json(toml::array& array, const nlohmann::json& json) {
+  for (const nlohmann::json& element : json) {
+    if (element.is_object()) {
+      toml::table table;
+      if (!insert_json(table, element)) return false;
+      array.push_back(std::move(table));
+    } else if (element.is_number_integer()) {
+      array.push_back(element.get<std::int64_t>());
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool insert_json(toml::table& table, const nlohmann::json& json) {
+  for (const auto& [key, value] : json.items()) {
+    if (value.is_string()) {
+      table.insert_or_assign(key, value.get_ref<const std::string&>());
+    } else if (value.is_boolean()) {
+      table.insert_or_assign(key, value.get<bool>());
+    } else if (value.is_number_integer()) {
+      table.insert_or_assign(key, value.get<std::int64_t>());
+    } else if (value.is_array()) {
+      toml::array array;
+      if (!append_json(array, value)) return false;
+      table.insert_or_assign(key, std::move(array));
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -615,11 +675,39 @@ ParsedConfig parse_config(std::string_view text, std::string_view directory) {
   return {std::move(config), problems.take()};
 }
 
+ParsedConfig parse_partition(std::string_view json, std::string_view directory) {
+  constexpr int kDepthMax = 6;  // partition, scsi, its element, disk, its element, value
+  Problems problems;
+  Config config;
+  const nlohmann::json parsed = nlohmann::json::parse(
+      json,
+      [](int depth, nlohmann::json::parse_event_t, const nlohmann::json&) { return depth <= kDepthMax; },
+      false);
+  toml::table table;
+  if (!parsed.is_object()) {
+    problems.add(0, "", "not a JSON object; accepted: an object with the keys of a [[partition]] table");
+  } else if (!insert_json(table, parsed)) {
+    problems.add(0, "",
+                 "holds a value that no key has; accepted: strings, integers, booleans, arrays of objects");
+  } else {
+    toml::table root;
+    toml::array partitions;
+    partitions.push_back(std::move(table));
+    root.insert("partition", std::move(partitions));
+    config = ConfigReader(problems, directory).read(root);
+  }
+  return {std::move(config), problems.take()};
+}
+
 std::string format_problem(std::string_view file, const ConfigProblem& problem) {
   std::string out(file);
   if (problem.line != 0) out += fmt::format(":{}", problem.line);
-  if (!problem.key.empty()) out += fmt::format(": {}", problem.key);
-  return fmt::format("{}: {}", out, problem.text);
+  for (const std::string_view part : {std::string_view(problem.key), std::string_view(problem.text)}) {
+    if (part.empty()) continue;
+    if (!out.empty()) out += ": ";
+    out += part;
+  }
+  return out;
 }
 
 }  // namespace vmbusd::daemon

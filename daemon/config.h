@@ -36,6 +36,7 @@ struct ImageConfig {
 
 struct ScsiConfig {
   std::uint32_t line = 0;
+  std::string definition;  // the table as it is written, as JSON: equal where nothing has changed; so below
   storvsp::ControllerConfig controller;  // channels 0: as many as the partition has I/O threads
   std::vector<ImageConfig> images;  // images[i] is behind controller.disks[i], which has no descriptor yet
 };
@@ -50,12 +51,14 @@ struct NicSource {
 
 struct NicConfig {
   std::uint32_t line = 0;
+  std::string definition;
   netvsp::NicConfig nic;  // without descriptors yet
   NicSource source;
 };
 
 struct PartitionConfig {
   std::uint32_t line = 0;
+  std::string definition;  // with its devices
   std::string name;
   std::string socket;            // absolute
   std::uint32_t io_threads = 0;  // 0: chosen by the host's CPUs
@@ -65,6 +68,8 @@ struct PartitionConfig {
 };
 
 struct Config {
+  std::string control_socket;  // absolute; empty: none
+  std::string socket_group;    // whose members may use it too; empty: none
   std::vector<PartitionConfig> partitions;
 };
 
@@ -83,6 +88,10 @@ struct ParsedConfig {
 // of lines. Relative paths are taken from `directory`.
 [[nodiscard]] ParsedConfig parse_config(std::string_view text, std::string_view directory);
 
+// One partition as JSON, an object with the keys of a [[partition]] table, for those that come at run time;
+// `config` has just that one then. Nothing has a line.
+[[nodiscard]] ParsedConfig parse_partition(std::string_view json, std::string_view directory);
+
 // What the host says to it, without opening an image or needing a privilege: files that do not exist or are
 // of the wrong kind, sockets' directories, one image behind two disks. What cannot be seen for want of
 // permission is taken to be right.
@@ -91,7 +100,12 @@ struct ParsedConfig {
 // The file's text; error texts are for "cannot read FILE: ...".
 [[nodiscard]] Result<std::string> read_config_file(const std::string& path);
 
-// "FILE:LINE: KEY: TEXT"
+// All of the above: reads, parses and checks a file. Relative paths in it are taken from its directory.
+[[nodiscard]] ParsedConfig load_config(const std::string& path);
+// Of a file that exists; absolute, without symbolic links.
+[[nodiscard]] std::string directory_of(const std::string& path);
+
+// "FILE:LINE: KEY: TEXT", without what is empty or 0.
 [[nodiscard]] std::string format_problem(std::string_view file, const ConfigProblem& problem);
 
 }  // namespace vmbusd::daemon

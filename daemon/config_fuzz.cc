@@ -47,7 +47,10 @@ void check_controller(const storvsp::ControllerConfig& controller) {
 }
 
 void check_config(const Config& config) {
-  promise(!config.partitions.empty() && config.partitions.size() <= kPartitionsMax, "partitions are bounded");
+  promise(!config.partitions.empty() || !config.control_socket.empty(), "something is served");
+  promise(config.control_socket.empty() || config.control_socket.starts_with('/'),
+          "the socket has its place");
+  promise(config.partitions.size() <= kPartitionsMax, "partitions are bounded");
   std::set<std::string> names;
   std::set<std::string> sockets;
   for (const PartitionConfig& partition : config.partitions) {
@@ -74,5 +77,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (const ConfigProblem& problem : parsed.problems) check_problem(problem, lines);
   promise(parsed.problems.size() <= kProblemsMax, "problems are bounded");
   if (parsed.problems.empty()) check_config(parsed.config);
+  const ParsedConfig one = parse_partition(text, "/etc/vmbusd");
+  for (const ConfigProblem& problem : one.problems) {
+    const std::string line = format_problem("f.json", problem);
+    promise(problem.line == 0 && line.size() < 4096, "a problem of JSON is short and has no line");
+  }
+  if (one.problems.empty()) {
+    promise(one.config.partitions.size() == 1, "one partition comes");
+    check_config(one.config);
+  }
   return 0;
 }

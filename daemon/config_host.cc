@@ -1,6 +1,7 @@
 // The checks of a configuration that look at the host.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,9 +10,11 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <tuple>
 
 #include "base/fd.h"
+#include "base/log.h"
 #include "daemon/config.h"
 
 namespace vmbusd::daemon {
@@ -20,6 +23,7 @@ namespace {
 
 std::string parent_directory(const std::string& path) {
   const std::size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
@@ -124,6 +128,19 @@ Result<std::string> read_config_file(const std::string& path) {
     if (text.size() > kConfigFileBytesMax)
       return fail(Errc::kConfig, "larger than 1 MiB, so no configuration file");
   }
+}
+
+std::string directory_of(const std::string& path) {
+  const std::unique_ptr<char, decltype(&::free)> file(::realpath(path.c_str(), nullptr), &::free);
+  return parent_directory(file ? file.get() : path);
+}
+
+ParsedConfig load_config(const std::string& path) {
+  const Result<std::string> text = read_config_file(path);
+  if (!text) return {{}, {{0, "", describe(text.error())}}};
+  ParsedConfig parsed = parse_config(*text, directory_of(path));
+  if (parsed.problems.empty()) parsed.problems = check_host(parsed.config);
+  return parsed;
 }
 
 }  // namespace vmbusd::daemon

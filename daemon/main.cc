@@ -1,11 +1,9 @@
 // vmbusd: serves VMBus devices to child partitions.
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <stdlib.h>
 
 #include <csignal>
 #include <cstdio>
-#include <memory>
 #include <string>
 #include <utility>
 #include <variant>
@@ -13,6 +11,7 @@
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "daemon/capabilities.h"
 #include "daemon/config.h"
 #include "daemon/options.h"
 #include "daemon/partition_worker.h"
@@ -44,24 +43,20 @@ int run(int argc, char** argv) {
     return run_partition_worker(std::move(socket));
   }
 
-  const Result<std::string> text = read_config_file(options.config_path);
-  if (!text) {
-    fmt::print(stderr, "{}: {}\n", options.config_path, describe(text.error()));
-    return kExitUsage;
+  if (options.print_capabilities) {
+    fmt::print("{}\n", capabilities());
+    return kExitOk;
   }
-  const std::unique_ptr<char, decltype(&::free)> file(::realpath(options.config_path.c_str(), nullptr),
-                                                      &::free);
-  const std::string absolute = file ? file.get() : options.config_path;
-  ParsedConfig parsed = parse_config(*text, absolute.substr(0, absolute.rfind('/')));
+
+  ParsedConfig parsed = load_config(options.config_path);
   if (!parsed.problems.empty()) return refuse_config(options.config_path, parsed.problems);
-  if (const auto problems = check_host(parsed.config); !problems.empty()) {
-    return refuse_config(options.config_path, problems);
-  }
   if (options.check_config) {
     fmt::print("{}: OK\n", options.config_path);
     return kExitOk;
   }
-  return run_supervisor(std::move(parsed.config), options.log_level);
+  if (!options.control_socket.empty()) parsed.config.control_socket = options.control_socket;
+  if (!options.socket_group.empty()) parsed.config.socket_group = options.socket_group;
+  return run_supervisor(std::move(parsed.config), options.config_path, options.log_level);
 }
 
 }  // namespace

@@ -36,12 +36,9 @@ NicKeeper::~NicKeeper() {
   }
 }
 
-bool NicKeeper::open() {
+std::string NicKeeper::open() {
   const std::optional<SourceProblem> problem = open_nic_source(config_.source, config_.nic);
-  if (problem && !problem->peer_is_absent) {
-    log_.error("{}", problem->text);
-    return false;
-  }
+  if (problem && !problem->peer_is_absent) return problem->text;
   if (problem) {
     complain(problem->text);
     try_later();
@@ -51,7 +48,12 @@ bool NicKeeper::open() {
     if (config_.nic.backend == netvsp::NicConfig::Backend::kTap && config_.nic.queues > 1) load_steering();
     steer();
   }
-  return true;
+  return {};
+}
+
+void NicKeeper::stop() {
+  stopped_ = true;
+  timer_.cancel();
 }
 
 void NicKeeper::load_steering() {
@@ -97,7 +99,7 @@ void NicKeeper::try_later() {
   trying_ = true;
   timer_.expires_after(delay_);
   timer_.async_wait([this](error_code error) {
-    if (error) return;
+    if (error || stopped_) return;
     trying_ = false;
     try_now();
     if (!trying_) reopened_();

@@ -26,18 +26,19 @@ class NicKeeper {
   NicKeeper(const NicKeeper&) = delete;
   NicKeeper& operator=(const NicKeeper&) = delete;
 
-  // At the start: false, and logged, where the configuration or the host's permissions are in the way. A
-  // stream's peer that is not there yet is waited for.
-  [[nodiscard]] bool open();
+  // At the start: what is wrong where the configuration or the host's permissions are in the way, else empty.
+  // A stream's peer that is not there yet is waited for.
+  [[nodiscard]] std::string open();
   // Closes what is open and tries until it is open again.
   void lost();
   // A new worker process begins: a stream must begin with it, for the last one may have left half a frame.
   void renew();
   // Tries no more.
-  void stop() { timer_.cancel(); }
+  void stop();
 
   // `fds` are what is open now, none while it is gone. `steering` stays the same.
   [[nodiscard]] const netvsp::NicConfig& nic() const { return config_.nic; }
+  [[nodiscard]] const NicSource& source() const { return config_.source; }
 
  private:
   void try_later();
@@ -52,6 +53,7 @@ class NicKeeper {
   std::function<void()> reopened_;
   boost::asio::steady_timer timer_;
   bool trying_ = false;
+  bool stopped_ = false;
   std::chrono::milliseconds delay_;
   std::chrono::steady_clock::time_point opened_at_;
   std::string complaint_;  // logged last, since it was open

@@ -14,6 +14,17 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
           ->type_name("FILE");
   app.add_flag("--check-config", options.check_config,
                "check the configuration file, print what is wrong with it, and exit");
+  app.add_flag("--print-capabilities", options.print_capabilities,
+               "print what this vmbusd and this host can do, as JSON, and exit");
+  app.add_option("--control-socket", options.control_socket,
+                 "serve the control API on this Unix socket; wins over control_socket in FILE")
+      ->type_name("PATH")
+      ->check([](const std::string& path) {
+        return path.starts_with('/') ? std::string() : "PATH is not absolute: " + path;
+      });
+  app.add_option("--socket-group", options.socket_group,
+                 "let this group use the control socket too; wins over socket_group in FILE")
+      ->type_name("GROUP");
   const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},
                                                   {"info", LogLevel::kInfo},
                                                   {"warning", LogLevel::kWarning},
@@ -31,7 +42,8 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
 
   try {
     app.parse(argc, argv);
-    if (config->count() == 0 && worker->count() == 0) throw CLI::RequiredError("--config FILE");
+    if (config->count() == 0 && worker->count() == 0 && !options.print_capabilities)
+      throw CLI::RequiredError("--config FILE");
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }

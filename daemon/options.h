@@ -16,6 +16,9 @@ inline constexpr int kExitUsage = 2;    // command line or configuration
 struct Options {
   std::string config_path;
   bool check_config = false;
+  bool print_capabilities = false;
+  std::string control_socket;  // absolute; empty: as the configuration says
+  std::string socket_group;    // likewise
   LogLevel log_level = LogLevel::kInfo;
   int partition_worker_fd = -1;  // not -1: this process is a partition's worker, see partition_worker.h
 };

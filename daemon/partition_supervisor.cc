@@ -16,6 +16,7 @@
 
 #include "base/overloaded.h"
 #include "daemon/disk_image.h"
+#include "daemon/partition_worker.h"
 #include "partition/attach_protocol.h"
 #include "partition/attach_status.h"
 #include "partition/seqpacket.h"
@@ -31,20 +32,28 @@ using namespace std::chrono_literals;
 constexpr std::chrono::milliseconds kRetryFirst = 100ms;
 constexpr std::chrono::milliseconds kRetryMax = 30s;
 constexpr auto kStableAfter = 60s;  // a worker that served so long is no part of a series of failures
-constexpr int kRefusalsMax = 16;    // VMMs that are being told so; more are cut off without a word
+// A worker gives up by itself after kDrainTime; this is for one that cannot even do that.
+constexpr std::chrono::seconds kStopTime = kDrainTime + 5s;
+constexpr auto kLookTime = 2s;    // within which a worker that is well says how it is
+constexpr int kRefusalsMax = 16;  // VMMs that are being told so; more are cut off without a word
 
 bool hung_up(const UniqueFd& socket) {
   pollfd poll{socket.get(), POLLRDHUP, 0};
   return ::poll(&poll, 1, 0) > 0 && (poll.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
 
-// "process 1234", or empty where the kernel does not tell.
-std::string peer_of(const UniqueFd& socket) {
+std::optional<pid_t> peer_pid(const UniqueFd& socket) {
   ucred peer{};
   socklen_t size = sizeof peer;
   if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid <= 0)
-    return "a process";
-  return fmt::format("process {}", peer.pid);
+    return std::nullopt;
+  return peer.pid;
+}
+
+// "process 1234"
+std::string peer_of(const UniqueFd& socket) {
+  const std::optional<pid_t> pid = peer_pid(socket);
+  return pid ? fmt::format("process {}", *pid) : "a process";
 }
 
 }  // namespace
@@ -108,7 +117,9 @@ PartitionSupervisor::PartitionSupervisor(boost::asio::io_context& context, Parti
       listener_(context),
       accept_pause_(context),
       retry_delay_(kRetryFirst),
-      retry_timer_(context) {
+      retry_timer_(context),
+      stop_timer_(context),
+      look_timer_(context) {
   for (NicConfig& nic : config_.nics) {
     const std::size_t index = nics_.size();
     nics_.push_back(std::make_unique<NicKeeper>(context_, config_.name, std::move(nic),
@@ -121,28 +132,35 @@ PartitionSupervisor::~PartitionSupervisor() {
   if (socket_bound_) ::unlink(config_.socket.c_str());
 }
 
-bool PartitionSupervisor::open() {
-  bool all = true;
+std::vector<std::string> PartitionSupervisor::open() {
+  std::vector<std::string> problems;
+  const auto complain = [&](const std::string& subject, const std::string& text) {
+    log_write(LogLevel::kError, subject, text);
+    problems.push_back(fmt::format("{}: {}", subject, text));
+  };
   for (ScsiConfig& scsi : config_.scsi) {
     const LogScope device_log(fmt::format("{}/{}", config_.name, scsi.controller.name));
     for (std::size_t i = 0; i < scsi.images.size(); ++i) {
       if (scsi.controller.disks[i].backend != storvsp::DiskConfig::Backend::kFile) continue;
       const std::string problem = open_disk_image(scsi.images[i], device_log, scsi.controller.disks[i]);
       if (problem.empty()) continue;
-      device_log.error("LUN {}: {}", scsi.controller.disks[i].lun, problem);
-      all = false;
+      complain(device_log.subject(), fmt::format("LUN {}: {}", scsi.controller.disks[i].lun, problem));
     }
   }
-  for (const auto& nic : nics_) all = nic->open() && all;
-  Result<UniqueFd> listener = partition::listen_seqpacket(config_.socket);
-  if (!listener) {
-    log_.error("attach socket {}: {}", config_.socket, describe(listener.error()));
-    return false;
+  for (const auto& nic : nics_) {
+    if (const std::string problem = nic->open(); !problem.empty()) {
+      complain(fmt::format("{}/{}", config_.name, nic->nic().name), problem);
+    }
   }
-  socket_bound_ = true;
-  error_code ignored;
-  listener_.assign(listener->release(), ignored);
-  return all;
+  Result<UniqueFd> listener = partition::listen_seqpacket(config_.socket);
+  if (listener) {
+    socket_bound_ = true;
+    error_code ignored;
+    listener_.assign(listener->release(), ignored);
+  } else {
+    complain(config_.name, fmt::format("attach socket {}: {}", config_.socket, describe(listener.error())));
+  }
+  return problems;
 }
 
 void PartitionSupervisor::start() {
@@ -179,13 +197,15 @@ void PartitionSupervisor::spawn() {
     if (was_ready_) nic->renew();
     worker_->send(encode(nic->nic()));
   }
+  for (const std::string& nic : links_off_) worker_->send(encode_change_nic(nic, false, {}));
   worker_->send(encode(StartCommand{}));
 }
 
 void PartitionSupervisor::report(const Report& report) {
   std::visit(Overloaded{[this](const ReadyReport&) { worker_ready(); },
                         [this](const ConnectionEndedReport&) { attached_.reset(); },
-                        [this](const BackendLostReport& lost) { backend_lost(lost.nic); }},
+                        [this](const BackendLostReport& lost) { backend_lost(lost.nic); },
+                        [this](const StatusReport& status) { status_ready(status); }},
              report);
   if (state_ == State::kServing && !attached_ && next_) hand_over(std::move(next_));
 }
@@ -214,6 +234,7 @@ void PartitionSupervisor::hand_over_backend(const netvsp::NicConfig& nic) {
 void PartitionSupervisor::worker_died(int wait_status) {
   const pid_t pid = worker_->pid();
   worker_.reset();
+  end_look(nullptr);
   const bool was_attached = static_cast<bool>(attached_);
   attached_.reset();
   if (state_ == State::kStopping) {
@@ -223,6 +244,7 @@ void PartitionSupervisor::worker_died(int wait_status) {
     }
     return finish_stop();
   }
+  ++worker_deaths_;
   log_.error("worker process {} ended unexpectedly: {}{}", pid, describe_wait_status(wait_status),
              was_attached ? "; its VMM has lost its devices and must attach again" : "");
   if (!was_ready_) {
@@ -258,15 +280,91 @@ void PartitionSupervisor::stop() {
   socket_bound_ = false;
   if (!worker_) return finish_stop();
   worker_->send(encode(StopCommand{}));
+  stop_timer_.expires_after(kStopTime);
+  stop_timer_.async_wait([this](error_code error) {
+    if (error) return;
+    log_.error("worker process did not stop within {} s: killing it", kStopTime.count());
+    kill();
+  });
 }
 
 void PartitionSupervisor::finish_stop() {
   state_ = State::kStopped;
+  stop_timer_.cancel();
   boost::asio::post(context_, events_.stopped);
 }
 
 void PartitionSupervisor::kill() {
   if (worker_) worker_->kill();
+}
+
+void PartitionSupervisor::look(std::function<void(const PartitionStatus*)> done) {
+  lookers_.push_back(std::move(done));
+  if (lookers_.size() > 1) return;
+  Result<UniqueFd> file = make_status_file();
+  if (state_ != State::kServing || !file) {
+    boost::asio::post(context_, [this] { end_look(nullptr); });
+    return;
+  }
+  look_file_ = *std::move(file);
+  worker_->send(encode_status(++look_id_, look_file_.get()));
+  look_timer_.expires_after(kLookTime);
+  look_timer_.async_wait([this, id = look_id_](error_code error) {
+    if (!error && id == look_id_) end_look(nullptr);
+  });
+}
+
+void PartitionSupervisor::status_ready(const StatusReport& report) {
+  if (report.id != look_id_ || !look_file_) return;  // it comes too late
+  const Result<PartitionStatus> status = read_status_file(look_file_.get());
+  if (!status) log_.warning("worker process {}: {}", worker_->pid(), describe(status.error()));
+  end_look(status ? &*status : nullptr);
+}
+
+void PartitionSupervisor::end_look(const PartitionStatus* status) {
+  look_timer_.cancel();
+  look_file_.reset();
+  for (const auto& done : std::exchange(lookers_, {})) done(status);
+}
+
+bool PartitionSupervisor::set_link(const std::string& nic, bool up) {
+  const bool known =
+      std::any_of(nics_.begin(), nics_.end(), [&](const auto& each) { return each->nic().name == nic; });
+  if (!known) return false;
+  if (up) {
+    links_off_.erase(nic);
+  } else {
+    links_off_.insert(nic);
+  }
+  log_.info("{}: link switched {}", nic, up ? "on" : "off");
+  if (worker_) worker_->send(encode_change_nic(nic, up, {}));
+  return true;
+}
+
+void PartitionSupervisor::set_log_level(LogLevel level) {
+  log_level_ = level;
+  if (worker_) worker_->send(encode(LogLevelCommand{level}));
+}
+
+const char* PartitionSupervisor::state() const {
+  switch (state_) {
+    case State::kNew:
+    case State::kStarting:
+      return "starting";
+    case State::kServing:
+      return "serving";
+    case State::kWaiting:
+      return "waiting";
+    case State::kStopping:
+    case State::kStopped:
+      break;
+  }
+  return "stopping";
+}
+
+pid_t PartitionSupervisor::vmm_pid() const {
+  if (!attached_) return 0;
+  return peer_pid(attached_).value_or(0);
 }
 
 void PartitionSupervisor::wait_for_vmm() {
@@ -276,6 +374,7 @@ void PartitionSupervisor::wait_for_vmm() {
 }
 
 void PartitionSupervisor::accept_vmms() {
+  if (!listener_.is_open()) return;  // it was ready before stop()
   // Bounded, so that one partition's flood of connections leaves the others their turn.
   constexpr int kAcceptsPerTurn = 16;
   for (int i = 0; i < kAcceptsPerTurn; ++i) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "base/log.h"
 #include "daemon/config.h"
 #include "daemon/nic_keeper.h"
+#include "daemon/partition_status.h"
 #include "daemon/worker_process.h"
 
 namespace vmbusd::daemon {
@@ -39,13 +41,28 @@ class PartitionSupervisor {
   PartitionSupervisor(const PartitionSupervisor&) = delete;
   PartitionSupervisor& operator=(const PartitionSupervisor&) = delete;
 
-  // Opens images and NICs' back ends and binds the socket; logs every failure. False where there was one.
-  [[nodiscard]] bool open();
+  // Opens images and NICs' back ends and binds the socket. Logs every failure and returns what was logged.
+  [[nodiscard]] std::vector<std::string> open();
   void start();
-  // Removes the socket and has the worker drain.
+  // Removes the socket and has the worker drain; one that does not stop in time is killed.
   void stop();
-  // The worker did not stop in time.
+  // Not waiting for what is in flight.
   void kill();
+
+  // Asks the worker how it is. `done` gets nullptr where there is no worker or it does not answer in time.
+  void look(std::function<void(const PartitionStatus*)> done);
+  // The operator's link state of a NIC, which lasts over the worker's death. False: no such NIC.
+  [[nodiscard]] bool set_link(const std::string& nic, bool up);
+  void set_log_level(LogLevel level);
+
+  [[nodiscard]] const PartitionConfig& config() const { return config_; }  // its NICs are nic(i)
+  [[nodiscard]] std::size_t nic_count() const { return nics_.size(); }
+  [[nodiscard]] const NicKeeper& nic(std::size_t index) const { return *nics_[index]; }
+  // "starting", "serving", "waiting" (to start a worker anew) or "stopping".
+  [[nodiscard]] const char* state() const;
+  [[nodiscard]] pid_t worker_pid() const { return worker_ ? worker_->pid() : 0; }  // 0: none
+  [[nodiscard]] pid_t vmm_pid() const;                                             // 0: none attached
+  [[nodiscard]] std::uint64_t worker_deaths() const { return worker_deaths_; }
 
   [[nodiscard]] const LogScope& log() const { return log_; }
   // The worker was killed or failed on the way down.
@@ -65,6 +82,8 @@ class PartitionSupervisor {
   void spawn();
   void report(const Report& report);
   void worker_ready();
+  void status_ready(const StatusReport& report);
+  void end_look(const PartitionStatus* status);
   void backend_lost(const std::string& nic);
   void hand_over_backend(const netvsp::NicConfig& nic);
   void worker_died(int wait_status);
@@ -98,6 +117,16 @@ class PartitionSupervisor {
 
   UniqueFd attached_;  // the VMM that the worker serves
   UniqueFd next_;      // the VMM that waits for the worker
+  std::uint64_t worker_deaths_ = 0;
+  boost::asio::steady_timer stop_timer_;
+  std::set<std::string> links_off_;  // NICs that the operator has switched off
+
+  // One question at a time; who asks meanwhile gets the same answer.
+  std::vector<std::function<void(const PartitionStatus*)>> lookers_;
+  std::uint32_t look_id_ = 0;
+  UniqueFd look_file_;
+  boost::asio::steady_timer look_timer_;
+
   std::shared_ptr<int> refusals_ = std::make_shared<int>(0);
 };
 

@@ -20,6 +20,7 @@
 #include "daemon/command_socket.h"
 #include "daemon/commands.h"
 #include "daemon/options.h"
+#include "daemon/partition_status.h"
 #include "devices/bus.h"
 #include "devices/device.h"
 #include "io/worker.h"
@@ -79,6 +80,8 @@ class PartitionWorker {
                             [this](StartCommand&&) { started(); },
                             [this](ConnectionCommand&& connection) { connect(std::move(connection.socket)); },
                             [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
+                            [this](StatusCommand&& status) { look(std::move(status)); },
+                            [](LogLevelCommand&& level) { log_set_level(level.level); },
                             [this](StopCommand&&) { begin_stop(); }},
                  *std::move(command));
     }
@@ -131,6 +134,32 @@ class PartitionWorker {
     // Gone again while it was on its way, as a rule.
     log().warning("{}: {}", change.nic, describe(replaced.error()));
     report(BackendLostReport{change.nic});
+  }
+
+  void look(StatusCommand status) {
+    // While an earlier one is on its way round the I/O workers, and for ever where one of them hangs, only
+    // the latest is kept: it is answered with what the earlier one finds.
+    asked_ = std::move(status);
+    if (!bus_) return tell({});
+    (void)bus_->look([this](devices::BusStatus bus) { tell(std::move(bus)); });
+  }
+
+  void tell(devices::BusStatus bus) {
+    if (!asked_.file) return;
+    PartitionStatus status;
+    status.attached = bus_ != nullptr;
+    status.bus = std::move(bus);
+    const auto own_name = [this](const std::string& name) { return name.substr(log().subject().size() + 1); };
+    for (devices::ChannelStatus& channel : status.bus.channels) channel.device = own_name(channel.device);
+    for (const auto& device : devices_) {
+      DeviceStatus& told = status.devices.emplace_back();
+      told.name = own_name(device->name());
+      if (const auto nic = nics_.find(told.name); nic != nics_.end()) told.nic = nic->second->status();
+    }
+    const StatusCommand asked = std::exchange(asked_, {});
+    const Result<void> written = write_status_file(asked.file.get(), status);
+    if (!written) return log().error("{}", describe(written.error()));
+    report(StatusReport{asked.id});
   }
 
   template <typename T>
@@ -219,6 +248,7 @@ class PartitionWorker {
   std::map<std::string, netvsp::Nic*> nics_;             // of devices_, by their own names
   std::vector<std::unique_ptr<io::Worker>> io_workers_;  // stopped before the devices go
   std::unique_ptr<devices::Bus> bus_;
+  StatusCommand asked_;  // without a file: nobody asks
   bool ready_ = false;
   bool stopping_ = false;
   int status_ = kExitOk;
@@ -230,6 +260,7 @@ int run_partition_worker(UniqueFd socket) {
   const LogScope log("worker");
   // Nothing outlives a supervisor that was killed; one that is gone already shows on the socket.
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  std::signal(SIGHUP, SIG_IGN);  // means the supervisor, whoever else it is sent to
   sigset_t stop_signals;
   sigemptyset(&stop_signals);
   sigaddset(&stop_signals, SIGTERM);

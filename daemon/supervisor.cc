@@ -1,21 +1,27 @@
 #include "daemon/supervisor.h"
 
 #include <fmt/format.h>
+#include <grp.h>
 #include <sys/resource.h>
 
+#include <array>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstring>
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
+#include "daemon/control_api.h"
+#include "daemon/http_server.h"
 #include "daemon/options.h"
-#include "daemon/partition_supervisor.h"
-#include "daemon/partition_worker.h"
+#include "daemon/partition_set.h"
 #include "daemon/service_notify.h"
 #include "io/worker.h"
 
@@ -24,12 +30,8 @@ namespace vmbusd::daemon {
 namespace {
 
 using boost::system::error_code;
-using namespace std::chrono_literals;
 
 const LogScope kLog("vmbusd");
-
-// A worker gives up by itself after kDrainTime; this is for one that cannot even do that.
-constexpr std::chrono::seconds kStopTime = kDrainTime + 5s;
 
 // Each attached guest costs descriptors for its memory, VPs and channels, in its worker and some here.
 void raise_descriptor_limit() {
@@ -50,50 +52,128 @@ bool io_uring_usable() {
   return probe.has_value();
 }
 
+// A group's name or number.
+std::optional<gid_t> find_group(const std::string& name) {
+  gid_t number = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), number);
+  if (error == std::errc() && end == name.data() + name.size()) return number;
+  std::array<char, 16384> buffer;
+  group entry{};
+  group* found = nullptr;
+  if (::getgrnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr) {
+    return std::nullopt;
+  }
+  return found->gr_gid;
+}
+
 class Supervisor {
  public:
-  Supervisor(Config config, LogLevel log_level) : signals_(context_), stop_timer_(context_) {
-    for (PartitionConfig& partition : config.partitions) {
-      PartitionSupervisor::Events events;
-      events.ready = [this] { partition_ready(); };
-      events.failed = [this] { start_failed(); };
-      events.stopped = [this] { partition_stopped(); };
-      partitions_.push_back(std::make_unique<PartitionSupervisor>(context_, std::move(partition), log_level,
-                                                                  std::move(events)));
-    }
-  }
+  Supervisor(Config config, const std::string& config_path, LogLevel log_level)
+      : config_(std::move(config)),
+        config_path_(config_path),
+        signals_(context_),
+        watchdog_timer_(context_),
+        partitions_(context_, log_level,
+                    {[this] { ready(); }, [this] { start_failed(); }, [this] { stopped(); },
+                     [this] { notifier_.notify(status()); }}),
+        api_(partitions_, directory_of(config_path), [this] { return reload(); }) {}
 
   int run() {
-    bool all = true;
-    for (const auto& partition : partitions_) all = partition->open() && all;
-    if (!all) return kExitRuntime;
+    const bool listens = open_control_socket();
+    const bool all = partitions_.open(std::move(config_.partitions));
+    if (!all || !listens) return kExitRuntime;
     wait_for_signal();
-    for (const auto& partition : partitions_) partition->start();
+    feed_watchdog();
+    partitions_.start();
     context_.run();
     return status_;
   }
 
  private:
+  bool open_control_socket() {
+    if (config_.control_socket.empty()) {
+      if (config_.socket_group.empty()) return true;
+      kLog.error("socket_group is given and no control socket; give --control-socket or control_socket too");
+      return false;
+    }
+    HttpServer::Options options;
+    options.path = config_.control_socket;
+    if (!config_.socket_group.empty()) {
+      options.group = find_group(config_.socket_group);
+      if (!options.group) {
+        kLog.error("there is no group {} to give the control socket to", config_.socket_group);
+        return false;
+      }
+    }
+    auto server = HttpServer::listen(context_, options, [this](const HttpRequest& request, auto respond) {
+      api_.handle(request, std::move(respond));
+    });
+    if (!server) {
+      kLog.error("control socket {}: {}", options.path, describe(server.error()));
+      return false;
+    }
+    server_ = *std::move(server);
+    kLog.info("control socket: {}", options.path);
+    return true;
+  }
+
   void wait_for_signal() {
     error_code ignored;
-    signals_.add(SIGTERM, ignored);
-    signals_.add(SIGINT, ignored);
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP}) signals_.add(signal, ignored);
     signals_.async_wait([this](error_code error, int signal) {
       if (error) return;
-      if (stopping_) {
-        kLog.warning("{} again: not waiting for I/O in flight", ::strsignal(signal));
-        return kill_all();
-      }
-      kLog.info("{}: draining and stopping", ::strsignal(signal));
-      stop();
       wait_for_signal();
+      if (signal == SIGHUP) {
+        (void)reload();
+      } else if (stopping_) {
+        kLog.warning("{} again: not waiting for I/O in flight", ::strsignal(signal));
+        status_ = kExitRuntime;
+        partitions_.kill();
+      } else {
+        kLog.info("{}: draining and stopping", ::strsignal(signal));
+        stop();
+      }
     });
   }
 
-  void partition_ready() {
-    if (++ready_ != partitions_.size() || stopping_) return;
-    notifier_.notify(fmt::format("READY=1\nSTATUS=Serving {} partition(s)", partitions_.size()));
-    kLog.info("ready: {} partition(s)", partitions_.size());
+  // What is wrong with the file, which changes nothing then.
+  std::vector<std::string> reload() {
+    if (stopping_) return {"vmbusd is stopping"};
+    ParsedConfig parsed = load_config(config_path_);
+    std::vector<std::string> problems;
+    for (const ConfigProblem& problem : parsed.problems) {
+      problems.push_back(format_problem(config_path_, problem));
+      kLog.error("{}", problems.back());
+    }
+    if (!problems.empty()) {
+      kLog.error("the configuration file is not accepted; everything runs on as before");
+      return problems;
+    }
+    kLog.info("taking up changes of {}", config_path_);
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();  // CLOCK_MONOTONIC
+    notifier_.notify(fmt::format("RELOADING=1\nMONOTONIC_USEC={}",
+                                 std::chrono::duration_cast<std::chrono::microseconds>(now).count()));
+    partitions_.reload(std::move(parsed.config.partitions));
+    notifier_.notify("READY=1\n" + status());
+    return {};
+  }
+
+  void feed_watchdog() {
+    const auto interval = notifier_.watchdog_interval();
+    if (!interval) return;
+    notifier_.notify("WATCHDOG=1");
+    watchdog_timer_.expires_after(*interval);
+    watchdog_timer_.async_wait([this](error_code error) {
+      if (!error) feed_watchdog();
+    });
+  }
+
+  std::string status() { return fmt::format("STATUS=Serving {} partition(s)", partitions_.all().size()); }
+
+  void ready() {
+    if (stopping_) return;
+    notifier_.notify("READY=1\n" + status());
+    kLog.info("ready: {} partition(s)", partitions_.all().size());
   }
 
   void start_failed() {
@@ -105,49 +185,35 @@ class Supervisor {
     if (stopping_) return;
     stopping_ = true;
     notifier_.notify("STOPPING=1");
-    stop_timer_.expires_after(kStopTime);
-    stop_timer_.async_wait([this](error_code error) {
-      if (error) return;
-      kLog.error("worker processes did not stop within {} s: killing them", kStopTime.count());
-      kill_all();
-    });
-    for (const auto& partition : partitions_) partition->stop();
+    partitions_.stop();
   }
 
-  void kill_all() {
-    status_ = kExitRuntime;
-    for (const auto& partition : partitions_) partition->kill();
-  }
-
-  void partition_stopped() {
-    if (++stopped_ != partitions_.size()) return;
-    for (const auto& partition : partitions_) {
-      if (partition->stopped_badly()) status_ = kExitRuntime;
-    }
+  void stopped() {
+    if (partitions_.stopped_badly()) status_ = kExitRuntime;
     kLog.info("stopped");
-    stop_timer_.cancel();
-    signals_.cancel();
     context_.stop();
   }
 
   boost::asio::io_context context_{1};
+  Config config_;
+  std::string config_path_;
   boost::asio::signal_set signals_;
-  boost::asio::steady_timer stop_timer_;
+  boost::asio::steady_timer watchdog_timer_;
   ServiceNotifier notifier_;
-  std::vector<std::unique_ptr<PartitionSupervisor>> partitions_;
-  std::size_t ready_ = 0;
-  std::size_t stopped_ = 0;
+  PartitionSet partitions_;
+  ControlApi api_;
+  std::unique_ptr<HttpServer> server_;
   bool stopping_ = false;
   int status_ = kExitOk;
 };
 
 }  // namespace
 
-int run_supervisor(Config config, LogLevel log_level) {
-  std::signal(SIGHUP, SIG_IGN);  // a terminal that closes is no reason to take guests' disks away
+int run_supervisor(Config config, const std::string& config_path, LogLevel log_level) {
+  std::signal(SIGHUP, SIG_IGN);  // until it is listened to
   raise_descriptor_limit();
   if (!io_uring_usable()) return kExitRuntime;
-  return Supervisor(std::move(config), log_level).run();
+  return Supervisor(std::move(config), config_path, log_level).run();
 }
 
 }  // namespace vmbusd::daemon

@@ -46,6 +46,39 @@ std::vector<std::string> Bus::open_channels() const {
   return names;
 }
 
+bool Bus::look(std::function<void(BusStatus)> done) {
+  if (look_done_) return false;
+  look_done_ = std::move(done);
+  looked_ = {};
+  if (server_ != nullptr) {
+    looked_.vp_count = attach_.partition()->vp_count();
+    looked_.vmbus_version = server_->version();
+  }
+  // One more than channels, so that the end does not come inside this call.
+  looking_ = 1;
+  for (auto& [relid, open] : channels_) {
+    // A channel that is stopping may be destroyed before its worker gets to this; all others are stopped by
+    // what is posted after it.
+    if (open.phase != OpenChannel::Phase::kStarting && open.phase != OpenChannel::Phase::kOpen) continue;
+    ++looking_;
+    Channel& channel = *open.channel;
+    channel.worker().post([this, &channel, name = open.name] {
+      ChannelStatus status = channel.status();
+      status.device = name;
+      control_.post([this, status = std::move(status)]() mutable { looked(std::move(status)); });
+    });
+  }
+  control_.post([this] {
+    if (--looking_ == 0) std::exchange(look_done_, nullptr)(std::move(looked_));
+  });
+  return true;
+}
+
+void Bus::looked(ChannelStatus status) {
+  looked_.channels.push_back(std::move(status));
+  if (--looking_ == 0) std::exchange(look_done_, nullptr)(std::move(looked_));
+}
+
 // The VMM.
 
 void Bus::send(std::span<const std::byte> bytes, std::span<const int> fds) {

@@ -18,6 +18,7 @@
 #include "devices/attach_socket.h"
 #include "devices/channel.h"
 #include "devices/device.h"
+#include "devices/status.h"
 #include "io/worker.h"
 #include "partition/attach_server.h"
 #include "vmbus/server.h"
@@ -46,6 +47,11 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
 
   // Ends the connection: closes all channels, drains, then calls `ended`. Again: nothing.
   void shut_down();
+
+  // Calls `done` from the control worker's loop, once each open channel's worker has told its part: not at
+  // all where a worker hangs or the Bus is destroyed first. One at a time; another before is refused by
+  // false.
+  [[nodiscard]] bool look(std::function<void(BusStatus)> done);
 
   // The names of channels that are not closed yet, for the log line of a shutdown that takes too long.
   [[nodiscard]] std::vector<std::string> open_channels() const;
@@ -109,6 +115,7 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void detach_doorbell(vmbus::Relid relid);
   void channel_closed(vmbus::Relid relid);
   void gpadl_released(vmbus::Relid relid, vmbus::GpadlId gpadl);
+  void looked(ChannelStatus status);
   void next_change();
   void drained(vmbus::Relid relid);
   void disconnected(const Error& reason);
@@ -127,6 +134,9 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   std::deque<Change> changes_;       // that drain; the first is under way
   std::set<vmbus::Relid> draining_;  // channels that the first change waits for
   std::set<vmbus::Relid> paused_;    // to be resumed after it
+  BusStatus looked_;                 // what look() has gathered so far
+  std::size_t looking_ = 0;          // channels whose part is missing
+  std::function<void(BusStatus)> look_done_;
 };
 
 }  // namespace vmbusd::devices

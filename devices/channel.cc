@@ -91,6 +91,39 @@ void Channel::end_op() {
   }
 }
 
+ChannelStatus Channel::status() const {
+  ChannelStatus status;
+  status.sub_channel_index = config_.sub_channel_index;
+  status.relid = config_.relid;
+  switch (state_) {
+    case State::kNew:
+      status.state = "opening";
+      break;
+    case State::kRunning:
+      status.state = "running";
+      break;
+    case State::kPaused:
+      status.state = "paused";
+      break;
+    case State::kBroken:
+      status.state = "broken";
+      break;
+    case State::kStopping:
+    case State::kStopped:
+      status.state = "closing";
+      break;
+  }
+  status.target_vp = config_.target_vp;
+  status.in_flight = in_flight_;
+  status.incoming = incoming_.look();
+  status.outgoing = outgoing_.look();
+  status.doorbells = stats_.doorbells.load(std::memory_order_relaxed);
+  status.interrupts = stats_.interrupts.load(std::memory_order_relaxed);
+  status.interrupts_saved = stats_.interrupts_saved.load(std::memory_order_relaxed);
+  status.io = io_counters_;
+  return status;
+}
+
 bool Channel::poll() noexcept {
   if (state_ != State::kRunning) return false;
   stalled_ = false;

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "devices/monitor_slot.h"
+#include "devices/status.h"
 #include "io/worker.h"
 #include "partition/partition.h"
 #include "ringbuffer/incoming_ring.h"
@@ -119,6 +120,11 @@ class Channel final : public io::Pollable {
   // Has service() called in this turn or the next: there is something to do that no doorbell announces.
   void activate() { worker_.activate(*this); }
 
+  [[nodiscard]] IoCounters& io_counters() { return io_counters_; }
+
+  // On the worker.
+  [[nodiscard]] ChannelStatus status() const;
+
   [[nodiscard]] const ChannelStats& stats() const { return stats_; }
   [[nodiscard]] int doorbell() const { return doorbell_.get(); }
 
@@ -173,6 +179,7 @@ class Channel final : public io::Pollable {
   std::vector<std::function<void()>> waiting_idle_;
   LogScope log_;
   ChannelStats stats_;
+  IoCounters io_counters_;
 };
 
 }  // namespace vmbusd::devices

@@ -67,6 +67,7 @@ class IncomingRing {
   [[nodiscard]] Result<std::uint32_t> readable();
 
   [[nodiscard]] std::uint32_t size() const { return memory_.size(); }
+  [[nodiscard]] RingView look() const { return memory_.look(); }
   [[nodiscard]] std::uint32_t read_position() const { return read_position_; }
 
  private:

@@ -66,6 +66,7 @@ class OutgoingRing {
   [[nodiscard]] Result<std::uint32_t> writable();
 
   [[nodiscard]] std::uint32_t size() const { return memory_.size(); }
+  [[nodiscard]] RingView look() const { return memory_.look(); }
   [[nodiscard]] std::uint32_t write_position() const { return write_position_; }
 
  private:

@@ -15,6 +15,16 @@
 
 namespace vmbusd::ring {
 
+// What a ring's control page holds, to be shown to people: guest-controlled, unchecked, and each word of
+// another moment.
+struct RingView {
+  std::uint32_t size = 0;  // bytes of data
+  std::uint32_t write_index = 0;
+  std::uint32_t read_index = 0;
+  std::uint32_t interrupt_mask = 0;
+  std::uint32_t pending_send_size = 0;
+};
+
 // A control page and `size` bytes of data, which wrap. Three kinds of data area, one interface:
 //
 //   plain       pages follow each other in the host's memory          an access that wraps takes two copies
@@ -62,6 +72,8 @@ class RingMemory {
 
   [[nodiscard]] std::uint32_t size() const { return size_; }
   [[nodiscard]] ControlPage* control() const { return control_; }  // guest-controlled
+  // For those who look on.
+  [[nodiscard]] RingView look() const;
 
   // Below, an `offset` of size() or more, but less than 2 * size(), stands for the one that is size() less.
 
@@ -116,6 +128,14 @@ inline void copy_from_shared(std::byte* to, const std::byte* from, std::size_t s
 inline std::uint64_t load_shared_word(const std::byte* from) {
   return std::atomic_ref<const std::uint64_t>(*reinterpret_cast<const std::uint64_t*>(from))
       .load(std::memory_order_relaxed);
+}
+
+inline RingView RingMemory::look() const {
+  const auto load = [this](std::uint32_t ControlPage::*field) {
+    return std::atomic_ref<std::uint32_t>(control_->*field).load(std::memory_order_relaxed);
+  };
+  return {size_, load(&ControlPage::write_index), load(&ControlPage::read_index),
+          load(&ControlPage::interrupt_mask), load(&ControlPage::pending_send_size)};
 }
 
 inline std::byte* RingMemory::view(std::uint32_t offset, std::size_t size) const {

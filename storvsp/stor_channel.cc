@@ -147,6 +147,26 @@ std::span<iovec> first_bytes(std::span<iovec> buffers, std::uint32_t length) {
   return buffers;
 }
 
+void count(const DiskIo& io, devices::IoCounters& counters) {
+  switch (io.op) {
+    case DiskOp::kRead:
+      ++counters.reads;
+      counters.read_bytes += io.length;
+      break;
+    case DiskOp::kWrite:
+      ++counters.writes;
+      counters.written_bytes += io.length;
+      break;
+    case DiskOp::kFlush:
+      ++counters.flushes;
+      break;
+    case DiskOp::kDiscard:
+    case DiskOp::kZero:
+    case DiskOp::kMap:
+      break;
+  }
+}
+
 }  // namespace
 
 void StorRequest::disk_done(int error) noexcept {
@@ -452,10 +472,12 @@ void StorChannel::disk_done(StorRequest& request, int error) {
     leave_when_idle();
   } else {
     if (error == 0) {
+      count(request.io, channel_->io_counters());
       complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, request.io.length);
     } else if (request.aborted && error == ECANCELED) {
       complete_aborted(request.packet);
     } else {
+      ++channel_->io_counters().errors;
       fail(request, error);
     }
     answer(request);

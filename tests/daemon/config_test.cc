@@ -202,7 +202,8 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
   const std::vector<ProblemCase> cases = {
       {"empty file",
        "",
-       {"f.toml:1: partition: is missing; accepted: at least one table begun by [[partition]]"}},
+       {"f.toml:1: partition: is missing; accepted: at least one table begun by [[partition]], or "
+        "control_socket for those to come"}},
       {"no TOML", "[[partition]]\nname = \n", {"?f.toml:2: not TOML: "}},
       {"key that begins with no key's character", "[[=]]\n", {"?f.toml:1: not TOML: "}},
       {"nothing but an opening bracket", "[", {"?f.toml:1: not TOML: "}},
@@ -261,7 +262,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        {"f.toml:4: partition.colour: unknown key; accepted: io_threads, name, nic, poll_us, scsi, socket"}},
       {"unknown key at the top",
        partition_with("[log]\nlevel = \"debug\"\n"),
-       {"f.toml:4: log: unknown key; accepted: partition"}},
+       {"f.toml:4: log: unknown key; accepted: control_socket, partition, socket_group"}},
       {"two partitions of one name",
        partition_with("[[partition]]\nname = \"a\"\nsocket = \"/b\"\n"),
        {"f.toml:5: partition.name: the name \"a\" is taken by the table at line 1"}},

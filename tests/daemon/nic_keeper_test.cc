@@ -109,7 +109,7 @@ TEST_CASE("a stream's peer that went away is connected to again", "[daemon][nic]
   const TemporaryDirectory directory;
   Peer peer(directory.path("peer.sock"));
   Kept kept(Backend::kStream, stream_at(directory));
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   UniqueFd connection = peer.accept();
   REQUIRE(connection);
   for (int round = 1; round <= 2; ++round) {
@@ -132,7 +132,7 @@ TEST_CASE("a stream's peer that went away is connected to again", "[daemon][nic]
 TEST_CASE("a stream's peer may come after vmbusd", "[daemon][nic]") {
   const TemporaryDirectory directory;
   Kept kept(Backend::kStream, stream_at(directory));
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   CHECK(kept.descriptors() == 0);
   const Peer peer(directory.path("peer.sock"));
   REQUIRE(kept.wait(1));
@@ -143,7 +143,7 @@ TEST_CASE("a peer that hangs up at once is not connected to without end", "[daem
   const TemporaryDirectory directory;
   const Peer peer(directory.path("peer.sock"));
   Kept kept(Backend::kStream, stream_at(directory));
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   int seen = 0;
   const auto end = std::chrono::steady_clock::now() + 1s;
   kept.keeper->lost();
@@ -159,7 +159,7 @@ TEST_CASE("reports of a loss that is being seen to change nothing", "[daemon][ni
   const TemporaryDirectory directory;
   const Peer peer(directory.path("peer.sock"));
   Kept kept(Backend::kStream, stream_at(directory));
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   for (int i = 0; i < 20; ++i) {
     kept.keeper->lost();
     kept.run(5ms);
@@ -173,7 +173,7 @@ TEST_CASE("a new worker begins with a new stream", "[daemon][nic]") {
   const TemporaryDirectory directory;
   Peer peer(directory.path("peer.sock"));
   Kept kept(Backend::kStream, stream_at(directory));
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   const UniqueFd first = peer.accept();
   kept.keeper->renew();
   CHECK(ended(first));
@@ -194,7 +194,7 @@ TEST_CASE("descriptors that were given are not opened anew", "[daemon][nic]") {
   const UniqueFd own(pair[0]);
   const UniqueFd peer(pair[1]);
   Kept kept(Backend::kStream, given(own));
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   CHECK(kept.descriptors() == 1);
   kept.keeper->renew();
   CHECK(kept.descriptors() == 1);
@@ -206,7 +206,7 @@ TEST_CASE("descriptors that were given are not opened anew", "[daemon][nic]") {
 
 TEST_CASE("a NIC without descriptors loses none", "[daemon][nic]") {
   Kept kept(Backend::kLoopback, {});
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   kept.keeper->lost();
   kept.keeper->renew();
   kept.run(400ms);
@@ -217,7 +217,7 @@ TEST_CASE("what the host does not permit is an error at the start", "[daemon][ni
   const TemporaryDirectory directory;
   // A file that is no socket refuses connections as well, but an interface that is no TAP never will be one.
   Kept kept(Backend::kTap, tap_named("lo"));
-  CHECK_FALSE(kept.keeper->open());
+  CHECK_FALSE(kept.keeper->open().empty());
   CHECK(kept.descriptors() == 0);
 }
 
@@ -225,7 +225,7 @@ TEST_CASE("a TAP that was removed is made again", "[daemon][nic][tap]") {
   NEED_NAMESPACE();
   for (const std::uint32_t queues : {1u, 3u}) {
     Kept kept(Backend::kTap, {.tap = "kept0", .socket = {}, .fds = {}}, queues);
-    REQUIRE(kept.keeper->open());
+    REQUIRE(kept.keeper->open().empty());
     CHECK(kept.descriptors() == queues);
     netvsp::remove_interface("kept0");
     kept.keeper->lost();
@@ -318,23 +318,23 @@ TEST_CASE("a TAP gives as many queues as it can where no number is asked for", "
   NEED_NAMESPACE();
   SECTION("one that is made") {
     Kept kept(Backend::kTap, tap_named("kept0", true), 8);
-    REQUIRE(kept.keeper->open());
+    REQUIRE(kept.keeper->open().empty());
     CHECK(kept.descriptors() == 8);
   }
   SECTION("one with many") {
     make_persistent_tap(true);
     Kept kept(Backend::kTap, tap_named("kept0", true), 8);
-    REQUIRE(kept.keeper->open());
+    REQUIRE(kept.keeper->open().empty());
     CHECK(kept.descriptors() == 8);
   }
   SECTION("one with a single queue") {
     make_persistent_tap(false);
     {
       Kept asked(Backend::kTap, tap_named("kept0"), 2);
-      CHECK_FALSE(asked.keeper->open());
+      CHECK_FALSE(asked.keeper->open().empty());
     }
     Kept kept(Backend::kTap, tap_named("kept0", true), 8);
-    REQUIRE(kept.keeper->open());
+    REQUIRE(kept.keeper->open().empty());
     CHECK(kept.descriptors() == 1);
     CHECK(kept.keeper->nic().queues == 1);
     // Made anew, it is of the same kind.
@@ -348,7 +348,7 @@ TEST_CASE("a TAP gives as many queues as it can where no number is asked for", "
 TEST_CASE("a TAP that another has is waited for", "[daemon][nic][tap]") {
   NEED_NAMESPACE();
   Kept kept(Backend::kTap, tap_named("kept0"));
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   netvsp::remove_interface("kept0");
   UniqueFd other(::open("/dev/net/tun", O_RDWR | O_CLOEXEC));
   ifreq request{};

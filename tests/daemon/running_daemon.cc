@@ -26,10 +26,10 @@ std::string contents_of(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-pid_t spawn_vmbusd(std::vector<std::string> arguments, std::vector<std::string> environment,
-                   const std::string& log_path) {
+pid_t spawn(const char* program, std::vector<std::string> arguments, std::vector<std::string> environment,
+            const std::string& log_path) {
   std::vector<char*> argv;
-  arguments.insert(arguments.begin(), "vmbusd");
+  arguments.insert(arguments.begin(), program);
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
   std::vector<char*> envp;
@@ -44,27 +44,31 @@ pid_t spawn_vmbusd(std::vector<std::string> arguments, std::vector<std::string> 
   ::posix_spawn_file_actions_adddup2(&actions, STDOUT_FILENO, STDERR_FILENO);
   ::posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
   pid_t pid = -1;
-  VMBUSD_ASSERT(::posix_spawn(&pid, VMBUSD_EXE, &actions, nullptr, argv.data(), envp.data()) == 0);
+  VMBUSD_ASSERT(::posix_spawn(&pid, program, &actions, nullptr, argv.data(), envp.data()) == 0);
   ::posix_spawn_file_actions_destroy(&actions);
   return pid;
 }
 
 }  // namespace
 
-Finished run_vmbusd(const std::vector<std::string>& arguments) {
+Finished run_program(const char* program, const std::vector<std::string>& arguments) {
   const TemporaryDirectory directory;
   const std::string log_path = directory.path("log");
-  const pid_t pid = spawn_vmbusd(arguments, {}, log_path);
+  const pid_t pid = spawn(program, arguments, {}, log_path);
   int status = 0;
   VMBUSD_ASSERT(::waitpid(pid, &status, 0) == pid);
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, contents_of(log_path)};
 }
 
+Finished run_vmbusd(const std::vector<std::string>& arguments) {
+  return run_program(VMBUSD_EXE, arguments);
+}
+
 RunningDaemon::RunningDaemon(const TemporaryDirectory& directory, const std::string& config) {
   static int count = 0;
   const std::string own = std::to_string(++count);  // one directory may serve several daemons
-  const std::string config_path = directory.path("vmbusd" + own + ".toml");
-  std::ofstream(config_path) << config;
+  config_path_ = directory.path("vmbusd" + own + ".toml");
+  std::ofstream(config_path_) << config;
   log_path_ = directory.path("log" + own);
 
   const std::string notify_path = directory.path("notify" + own);
@@ -76,7 +80,7 @@ RunningDaemon::RunningDaemon(const TemporaryDirectory& directory, const std::str
   VMBUSD_ASSERT(::bind(notifications_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) ==
                 0);
 
-  pid_ = spawn_vmbusd({"--config", config_path}, {"NOTIFY_SOCKET=" + notify_path}, log_path_);
+  pid_ = spawn(VMBUSD_EXE, {"--config", config_path_}, {"NOTIFY_SOCKET=" + notify_path}, log_path_);
 }
 
 RunningDaemon::~RunningDaemon() {

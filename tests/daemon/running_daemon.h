@@ -22,7 +22,9 @@ struct Finished {
   std::string output;  // standard output and standard error
 };
 
-// Runs vmbusd to its end.
+// Runs a program to its end.
+[[nodiscard]] Finished run_program(const char* program, const std::vector<std::string>& arguments);
+// That is vmbusd.
 [[nodiscard]] Finished run_vmbusd(const std::vector<std::string>& arguments);
 
 class RunningDaemon {
@@ -37,6 +39,7 @@ class RunningDaemon {
   [[nodiscard]] bool wait_for_notification(const std::string& state);
   [[nodiscard]] bool wait_until_ready();
   [[nodiscard]] pid_t pid() const { return pid_; }
+  [[nodiscard]] const std::string& config_path() const { return config_path_; }
   // The only child of vmbusd, once there is one that is not `previous`.
   [[nodiscard]] pid_t worker_pid(pid_t previous = -1) const;
   void signal(int number) const;
@@ -47,6 +50,7 @@ class RunningDaemon {
   [[nodiscard]] bool wait_for_log(const std::string& text) const;
 
  private:
+  std::string config_path_;
   std::string log_path_;
   UniqueFd notifications_;
   pid_t pid_ = -1;

@@ -4,7 +4,7 @@
 # To build and test vmbusd.
 build_packages=(
   g++ meson ninja-build pkg-config liburing-dev libboost-dev catch2 libfmt-dev libspdlog-dev libcli11-dev libexpected-dev
-  nlohmann-json3-dev libtomlplusplus-dev libseccomp-dev acpica-tools scdoc python3 clang libclang-rt-dev ccache
+  nlohmann-json3-dev libtomlplusplus-dev prometheus-cpp-dev libseccomp-dev acpica-tools scdoc python3 clang libclang-rt-dev ccache
   libbenchmark-dev valgrind
 )
 # To run guests: the emulated root partition, the guest's image (its programs are copied from here) and the compiler's

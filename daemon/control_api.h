@@ -1,0 +1,55 @@
+// The control API: what clients of the control socket may ask and change. docs/openapi.json describes it.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "daemon/http_server.h"
+#include "daemon/partition_set.h"
+
+namespace vmbusd::daemon {
+
+struct ApiRoute {
+  std::string_view method;  // "GET"
+  std::string_view path;    // "/v1/partitions/{partition}": braces stand for a name
+};
+// Every one that there is.
+[[nodiscard]] std::vector<ApiRoute> api_routes();
+
+// Answers requests from what the supervisor knows and what its workers say. Supervisor's thread.
+class ControlApi {
+ public:
+  // Reads the configuration file again; what is wrong with it, a line each, or nothing.
+  using Reload = std::function<std::vector<std::string>()>;
+
+  // Relative paths in requests are taken from `directory`.
+  ControlApi(PartitionSet& partitions, std::string directory, Reload reload)
+      : partitions_(partitions), directory_(std::move(directory)), reload_(std::move(reload)) {}
+
+  void handle(const HttpRequest& request, HttpServer::Respond respond);
+
+  using Names = std::span<const std::string_view>;  // what stands in place of the path's braces
+  using Respond = HttpServer::Respond;
+
+  // One for each route.
+  void get_version(Names names, const HttpRequest& request, Respond respond);
+  void get_metrics(Names names, const HttpRequest& request, Respond respond);
+  void get_partitions(Names names, const HttpRequest& request, Respond respond);
+  void add_partition(Names names, const HttpRequest& request, Respond respond);
+  void get_partition(Names names, const HttpRequest& request, Respond respond);
+  void remove_partition(Names names, const HttpRequest& request, Respond respond);
+  void change_nic(Names names, const HttpRequest& request, Respond respond);
+  void get_log(Names names, const HttpRequest& request, Respond respond);
+  void change_log(Names names, const HttpRequest& request, Respond respond);
+  void reload(Names names, const HttpRequest& request, Respond respond);
+
+ private:
+  PartitionSet& partitions_;
+  std::string directory_;
+  Reload reload_;
+};
+
+}  // namespace vmbusd::daemon

@@ -1,0 +1,116 @@
+#include "daemon/partition_view.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
+
+namespace vmbusd::daemon {
+
+namespace {
+
+using Json = nlohmann::json;
+
+const char* backend_name(netvsp::NicConfig::Backend backend) {
+  switch (backend) {
+    case netvsp::NicConfig::Backend::kTap:
+      return "tap";
+    case netvsp::NicConfig::Backend::kStream:
+      return "stream";
+    case netvsp::NicConfig::Backend::kNull:
+      return "null";
+    case netvsp::NicConfig::Backend::kLoopback:
+      return "loopback";
+  }
+  return "";
+}
+
+Json pid_or_null(pid_t pid) {
+  return pid == 0 ? Json(nullptr) : Json(pid);
+}
+
+Json channels_of(const std::string& device, const PartitionStatus& status) {
+  std::vector<const devices::ChannelStatus*> channels;
+  for (const devices::ChannelStatus& channel : status.bus.channels) {
+    if (channel.device == device) channels.push_back(&channel);
+  }
+  std::sort(channels.begin(), channels.end(),
+            [](const auto* a, const auto* b) { return a->sub_channel_index < b->sub_channel_index; });
+  Json list = Json::array();
+  for (const devices::ChannelStatus* channel : channels) {
+    list.push_back(to_json(*channel));
+    list.back().erase("device");
+  }
+  return list;
+}
+
+Json scsi_device(const ScsiConfig& scsi, const PartitionStatus* status) {
+  Json disks = Json::array();
+  for (std::size_t i = 0; i < scsi.images.size(); ++i) {
+    const storvsp::DiskConfig& disk = scsi.controller.disks[i];
+    const bool file = disk.backend == storvsp::DiskConfig::Backend::kFile;
+    disks.push_back({{"lun", disk.lun},
+                     {"backend", file ? "file" : "null"},
+                     {"path", file ? Json(scsi.images[i].path) : Json(nullptr)},
+                     {"readonly", disk.read_only}});
+  }
+  Json device = {{"name", scsi.controller.name}, {"type", "scsi"}, {"disks", std::move(disks)}};
+  if (status != nullptr) device["channels"] = channels_of(scsi.controller.name, *status);
+  return device;
+}
+
+Json nic_device(const NicKeeper& keeper, const PartitionStatus* status) {
+  const netvsp::NicConfig& nic = keeper.nic();
+  Json device = {{"name", nic.name}, {"type", "nic"}, {"backend", backend_name(nic.backend)}};
+  if (!keeper.source().tap.empty()) device["tap"] = keeper.source().tap;
+  if (!keeper.source().socket.empty()) device["socket"] = keeper.source().socket;
+  if (status == nullptr) return device;
+  const auto found = std::find_if(status->devices.begin(), status->devices.end(),
+                                  [&](const DeviceStatus& each) { return each.name == nic.name; });
+  if (found != status->devices.end() && found->nic) device.update(to_json(*found->nic));
+  device["channels"] = channels_of(nic.name, *status);
+  return device;
+}
+
+Json version_text(std::uint32_t version) {
+  if (version == 0) return nullptr;
+  return fmt::format("{}.{}", version >> 16, version & 0xffff);
+}
+
+}  // namespace
+
+Json partition_summary(const PartitionSupervisor& partition) {
+  return {{"name", partition.config().name},
+          {"socket", partition.config().socket},
+          {"state", partition.state()},
+          {"worker_pid", pid_or_null(partition.worker_pid())},
+          {"worker_deaths", partition.worker_deaths()},
+          {"vmm_pid", pid_or_null(partition.vmm_pid())}};
+}
+
+Json partition_tree(const PartitionSupervisor& partition, const PartitionStatus* status) {
+  Json tree = partition_summary(partition);
+  tree["worker_answers"] = status != nullptr;
+  tree["vps"] = status == nullptr ? 0 : status->bus.vp_count;
+  tree["vmbus_version"] = status == nullptr ? Json(nullptr) : version_text(status->bus.vmbus_version);
+  Json devices = Json::array();
+  for (const ScsiConfig& scsi : partition.config().scsi) devices.push_back(scsi_device(scsi, status));
+  for (std::size_t i = 0; i < partition.nic_count(); ++i)
+    devices.push_back(nic_device(partition.nic(i), status));
+  tree["devices"] = std::move(devices);
+  return tree;
+}
+
+std::string shown(std::string_view text) {
+  constexpr std::size_t kBytesMax = 80;
+  std::string out;
+  for (const char c : text.substr(0, kBytesMax)) {
+    const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+    out += control ? '?' : c;
+  }
+  return out;
+}
+
+}  // namespace vmbusd::daemon

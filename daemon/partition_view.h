@@ -1,0 +1,21 @@
+// A partition as clients of the control API see it.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+
+#include "daemon/partition_supervisor.h"
+
+namespace vmbusd::daemon {
+
+// What the supervisor knows by itself.
+[[nodiscard]] nlohmann::json partition_summary(const PartitionSupervisor& partition);
+// That, and its devices down to their channels' rings. `status`: nullptr where the worker does not say.
+[[nodiscard]] nlohmann::json partition_tree(const PartitionSupervisor& partition,
+                                            const PartitionStatus* status);
+
+// A client's text as it may stand in an answer.
+[[nodiscard]] std::string shown(std::string_view text);
+
+}  // namespace vmbusd::daemon

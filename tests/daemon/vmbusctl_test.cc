@@ -1,0 +1,72 @@
+// vmbusctl against a running vmbusd, as a shell uses it.
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/catch.h"
+#include "tests/daemon/running_daemon.h"
+
+namespace vmbusd::daemon {
+namespace {
+
+TEST_CASE("an operator looks and changes", "[daemon][vmbusctl]") {
+  const TemporaryDirectory directory;
+  const std::string socket = directory.path("control.sock");
+  RunningDaemon daemon(directory,
+                       "control_socket = 'control.sock'\n[[partition]]\nname = 'demo'\nsocket = "
+                       "'demo.sock'\n[[partition.nic]]\nname = 'nic0'\nbackend = 'loopback'\n");
+  REQUIRE(daemon.wait_until_ready());
+  const auto run = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"--socket", socket});
+    return run_program(VMBUSCTL_EXE, arguments);
+  };
+
+  const Finished status = run({"status"});
+  CHECK(status.status == 0);
+  CHECK(status.output.find("demo ") != std::string::npos);
+  CHECK(nlohmann::json::parse(run({"status", "--json"}).output)["partitions"][0]["name"] == "demo");
+
+  CHECK(run({"inspect", "demo/nic0/link_up"}).output == "true\n");
+  CHECK(run({"link", "demo/nic0", "down"}).status == 0);
+  CHECK(run({"inspect", "demo/nic0/link_up"}).output == "false\n");
+  CHECK(run({"inspect", "demo/nic0"}).output.find("link_reason: switched off\n") != std::string::npos);
+  CHECK(nlohmann::json::parse(run({"--json", "inspect", "demo"}).output)["devices"].size() == 1);
+
+  CHECK(run({"add", "name=g2", "socket=g2.sock", "scsi.name=s", "scsi.disk.lun=0", "scsi.disk.backend=null",
+             "scsi.disk.size=1G"})
+            .status == 0);
+  CHECK(run({"inspect", "g2/s/disks/0/backend"}).output == "null\n");
+  CHECK(run({"top", "-n", "1", "-d", "0.1"}).output.starts_with("CHANNEL"));
+  CHECK(run({"metrics"}).output.find("vmbusd_partition_serving{partition=\"g2\"} 1") != std::string::npos);
+  CHECK(run({"remove", "g2"}).status == 0);
+
+  CHECK(run({"log-level"}).output == "info\n");
+  CHECK(run({"log-level", "warning"}).status == 0);
+  CHECK(run({"log-level"}).output == "warning\n");
+  CHECK(run({"reload"}).status == 0);
+
+  SECTION("what vmbusd refuses is said with its words") {
+    const Finished refused = run({"add", "name=g3", "soket=x"});
+    CHECK(refused.status == 1);
+    CHECK(refused.output.find("unknown key (did you mean \"socket\"?)") != std::string::npos);
+    CHECK(run({"inspect", "none"}).status == 1);
+    CHECK(run({"inspect", "demo/nic0/none"}).status == 1);
+    CHECK(run({"remove", "none"}).status == 1);
+  }
+  SECTION("what is no command is refused before vmbusd hears of it") {
+    CHECK(run({"fly"}).status == 2);
+    CHECK(run({}).status == 2);
+    CHECK(run({"link", "demo/nic0", "sideways"}).status == 2);
+    CHECK(run({"inspect", "de mo"}).status == 2);
+    CHECK(run({"add", "name"}).status == 2);
+  }
+}
+
+TEST_CASE("a vmbusd that is not there is told from one that refuses", "[daemon][vmbusctl]") {
+  const Finished finished = run_program(VMBUSCTL_EXE, {"--socket", "/nonexistent/control.sock", "status"});
+  CHECK(finished.status == 3);
+  CHECK(finished.output.find("cannot reach vmbusd at /nonexistent/control.sock") != std::string::npos);
+}
+
+}  // namespace
+}  // namespace vmbusd::daemon
