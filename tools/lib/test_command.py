@@ -18,7 +18,7 @@ SECOND_KERNEL = ("trixie", "linux-image-cloud-amd64")
 
 # Scenarios that the emulated root partition is not asked for unless each is named in full, and why.
 NOT_EMULATED = {
-    "network-dpdk": "a guest that polls all the time has frozen the emulated root partition in 2 of 7 runs; name this test to run it",
+    "network-dpdk": "a guest that polls all the time froze the emulated root partition in two runs; name this test to run it",
 }
 
 
