@@ -9,8 +9,8 @@ _vmbusctl_nics() {
   local partition
   for partition in $(_vmbusctl_partitions); do
     vmbusctl inspect "$partition/devices" 2>/dev/null |
-      awk -v partition="$partition" '/^[^ ]|^  [^ ].*:$/ { name = $1; sub(/^\//, "", name); sub(/:$/, "", name) }
-        $1 == "type:" && $2 == "nic" { print partition "/" name }'
+      awk -v partition="$partition" '/^\// { name = substr($1, 2); sub(/:$/, "", name) }
+        /^  type: nic$/ { print partition "/" name }'
   done
 }
 

@@ -282,7 +282,7 @@ TEST_CASE("a TAP with queues is steered, also when it was made again", "[daemon]
     return;
   }
   Kept kept(Backend::kTap, tap_named("kept0"), 4);
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   const int table = kept.keeper->nic().steering.get();
   REQUIRE(table >= 0);
   CHECK(steered(kept.keeper->nic()));
@@ -298,7 +298,7 @@ TEST_CASE("a TAP that stays is not steered by a vmbusd that is gone", "[daemon][
   make_persistent_tap(true);
   {
     const Kept kept(Backend::kTap, tap_named("kept0"), 4);
-    REQUIRE(kept.keeper->open());
+    REQUIRE(kept.keeper->open().empty());
   }
   netvsp::NicConfig nic;
   nic.backend = Backend::kTap;
@@ -310,7 +310,7 @@ TEST_CASE("a TAP that stays is not steered by a vmbusd that is gone", "[daemon][
 TEST_CASE("one queue needs no steering", "[daemon][nic][tap]") {
   NEED_NAMESPACE();
   Kept kept(Backend::kTap, tap_named("kept0"));
-  REQUIRE(kept.keeper->open());
+  REQUIRE(kept.keeper->open().empty());
   CHECK_FALSE(kept.keeper->nic().steering);
 }
 
