@@ -305,7 +305,7 @@ def network_changes(session):
     lan.serve("vmtap0", mtu=9000)
     lan.sink(5003)
     guest = session.start_guest("demo", "network changes", 2, **HOST, SERIAL="CHANGES", ROUNDS=50, REBINDS=20)
-    guest.finish(300)
+    guest.finish(420)
     check(guest.said["boot"] == ["first", "second"], f"boots seen: {guest.said['boot']}")
     session.check_daemon()
 

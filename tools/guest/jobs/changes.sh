@@ -27,6 +27,11 @@ static() {
   ip address replace "$address" dev "$nic"
 }
 
+attempt ip link set "$nic" mtu 9000
+static
+ping -f -q -c 10000 -s 8972 -M "do" -W 5 "$HOST" >/tmp/ping 2>&1
+say ping "8972 $(grep transmitted /tmp/ping)"
+grep -q ' 10000 received' /tmp/ping || die "jumbo frames: $(grep transmitted /tmp/ping)"
 traffic &
 traffic=$!
 for mtu in 9000 1280 1500; do
@@ -34,10 +39,6 @@ for mtu in 9000 1280 1500; do
   static
   works "MTU $mtu"
 done
-attempt ip link set "$nic" mtu 9000
-ping -f -q -c 10000 -s 8972 -M "do" -W 5 "$HOST" >/tmp/ping 2>&1
-say ping "8972 $(grep transmitted /tmp/ping)"
-grep -q ' 10000 received' /tmp/ping || die "jumbo frames: $(grep transmitted /tmp/ping)"
 say mtu changed
 for round in $(seq "$ROUNDS"); do
   attempt ip link set "$nic" down
