@@ -29,6 +29,7 @@ static() {
 
 attempt ip link set "$nic" mtu 9000
 static
+works "MTU 9000"
 ping -f -q -c 10000 -s 8972 -M "do" -W 5 "$HOST" >/tmp/ping 2>&1
 say ping "8972 $(grep transmitted /tmp/ping)"
 grep -q ' 10000 received' /tmp/ping || die "jumbo frames: $(grep transmitted /tmp/ping)"
