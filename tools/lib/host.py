@@ -215,10 +215,11 @@ class Session:
             file.truncate(size_mib << 20)
         return path
 
-    def start_daemon(self, partitions, prefix=()):
+    def start_daemon(self, partitions, prefix=(), scsi=""):
         """Starts vmbusd with partitions, given as name to list of Disk and Nic, and waits for their sockets.
 
-        `prefix` is a command that runs vmbusd, for example in a network namespace.
+        `prefix` is a command that runs vmbusd, for example in a network namespace; `scsi` further keys of the
+        controllers, as TOML.
         """
         config = self.logs / "vmbusd.toml"
         text = ""
@@ -226,7 +227,7 @@ class Session:
             disks = [device for device in devices if isinstance(device, Disk)]
             text += f'[[partition]]\nname = "{name}"\nsocket = "{self.socket(name)}"\n'
             if disks:
-                text += f'  [[partition.scsi]]\n  name = "{name}-scsi0"\n'
+                text += f'  [[partition.scsi]]\n  name = "{name}-scsi0"\n{scsi}\n'
             text += "".join(disk.toml(lun) for lun, disk in enumerate(disks))
             text += "".join(device.toml() for device in devices if device not in disks)
         config.write_text(text)

@@ -201,6 +201,21 @@ def host_write_error(session):
     check(guest.last("good") == "verified", guest.trouble())
 
 
+def thin_disk(session):
+    """sg3-utils find nothing to complain of on four channels, and fstrim makes the host's file smaller."""
+    image = session.image("disk.img", 256)
+    session.start_daemon({"demo": [Disk(image, "THIN-1")]}, scsi="channels = 4")
+    guest = session.start_guest("demo", "thin", cpus=4, SERIAL="THIN-1")
+    guest.wait_for("filled", 240)
+    filled = image.stat().st_blocks // 2048
+    guest.finish(240)
+    trimmed = image.stat().st_blocks // 2048
+    check(filled >= 128, f"the guest filled the image with {filled} MiB only")
+    check(trimmed <= filled - 100, f"fstrim left {trimmed} of {filled} MiB")
+    check(guest.last("channels") == "4", f"the guest uses {guest.last('channels')} channels")
+    check(guest.last("errors") == "0", f"the guest's kernel logged {guest.last('errors')} I/O errors")
+
+
 def vmm_killed(session):
     """SIGKILL of one guest's VMM under I/O: its neighbour sees no error, and the partition takes a new guest."""
     disks = {name: Disk(session.image(f"{name}.img", 64), f"{name.upper()}-1") for name in ("victim", "neighbour")}
@@ -478,6 +493,7 @@ SCENARIOS = {
     "reboot": reboot,
     "read-only": read_only,
     "host-write-error": host_write_error,
+    "thin-disk": thin_disk,
     "vmm-killed": vmm_killed,
     "second-kernel": second_kernel,
     "network": network,
