@@ -264,7 +264,8 @@ def check_nic(guest, cpus):
     check(FEATURES <= features, f"the guest has no {', '.join(sorted(FEATURES - features))}; it has {', '.join(sorted(features))}")
     check(guest.last("channels").split()[-1] == str(cpus), f"the NIC has {guest.last('channels')} channels for {cpus} VPs")
     queues = set(guest.last("indirection").split())
-    check(queues == {str(queue) for queue in range(cpus)}, f"the indirection table names the queues {queues}")
+    # With one channel there is no table.
+    check(queues == {str(queue) for queue in range(cpus)} or (cpus == 1 and not queues), f"the indirection table names the queues {queues}")
 
 
 def random_image(session, name, mib):

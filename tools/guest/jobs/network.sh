@@ -8,7 +8,6 @@ say address "$address"
 say features "$(ethtool -k "$nic" | sed -n 's/^[\t ]*\([a-z0-9-]*\): on.*/\1/p' | tr '\n' ' ')"
 say channels "$(ethtool -l "$nic" | awk '/^Combined:/ { print $2 }' | tr '\n' ' ')"
 say indirection "$(ethtool -x "$nic" | sed -n 's/^ *[0-9]*: *\([0-9 ]*\)$/\1/p' | tr -s ' \n' '  ')"
-kernel_log
 if [ -n "$HOST6" ]; then
   attempt ping -c 3 -i 0.2 -W 2 "$HOST"
   for _ in $(seq 100); do
