@@ -21,6 +21,13 @@ NOT_EMULATED = {
     "network-dpdk": "a guest that polls all the time froze the emulated root partition in two runs; name this test to run it",
 }
 
+# What some scenarios need beside the common image: its key in the plan, and what makes it.
+NEEDS = {
+    "second-kernel": ("second", lambda: run.guest_of(kernel.from_suite(*SECOND_KERNEL))),
+    "network-dpdk": ("dpdk", lambda: str(dpdk.image())),
+    "distro": ("distro", distro_image.distro),
+}
+
 
 def parse_arguments():
     groups = "\n".join(
@@ -94,13 +101,16 @@ def run_guests(arguments, report):
         failures += outcome["result"] == "failed"
         report(build.Outcome(f"guest/{outcome['name']}", outcome["result"], outcome["seconds"], outcome["reason"]))
 
-    plan = {**run.base_plan(), "scenarios": names, "runtime": 1}
-    if "second-kernel" in names:
-        plan["second"] = run.guest_of(kernel.from_suite(*SECOND_KERNEL))
-    if "network-dpdk" in names:
-        plan["dpdk"] = str(dpdk.image())
-    if "distro" in names:
-        plan["distro"] = distro_image.distro()
+    plan = {**run.base_plan(), "runtime": 1}
+    for name, (key, make) in NEEDS.items():
+        if name in names:
+            try:
+                plan[key] = make()
+            except fetch.FetchError as problem:
+                names.remove(name)
+                failures += 1
+                report(build.Outcome(f"guest/{name}", "failed", 0.0, str(problem)))
+    plan["scenarios"] = names
     run.outcomes(plan, results, mode == "emulated", heard)
     if deaths:
         print(f"guest kernels that died: {deaths}")
