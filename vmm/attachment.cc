@@ -18,8 +18,13 @@ std::uint32_t attach_flags(const SynicState& state) {
 
 Attachment::Attachment(std::uint32_t vcpus, LogScope& log) : vcpus_(vcpus), log_(log) {}
 
-// The client first: its thread calls into all the rest.
+// The client first: its thread calls into all the rest until it has ended. It finds no client any more then,
+// as reset() clears the pointer before it ends the thread.
 Attachment::~Attachment() {
+  {
+    const std::lock_guard lock(mutex_);
+    lost_ = true;
+  }
   client_.reset();
 }
 
