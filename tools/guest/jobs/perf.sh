@@ -57,3 +57,4 @@ net_job tcp-receive --reverse
 net_job tcp-send-8-streams --parallel 8
 net_job tcp-receive-8-streams --parallel 8 --reverse
 net_job udp-send-64 --udp --bitrate 0 --length 64
+exit 0
