@@ -1,12 +1,9 @@
 // Fuzz target of the configuration file's reader: whatever the text, each problem can be printed on one line
 // and names a line that is there, and a configuration without problems keeps the bounds that the rest of the
 // daemon builds on.
-#include <fmt/core.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <set>
 #include <string>
 #include <string_view>
@@ -14,15 +11,12 @@
 #include "daemon/command_socket.h"
 #include "daemon/commands.h"
 #include "daemon/config.h"
+#include "fuzz/fuzz_target.h"
 
 namespace vmbusd::daemon {
 namespace {
 
-void promise(bool kept, const char* text) {
-  if (kept) return;
-  fmt::print(stderr, "broken promise: {}\n", text);
-  std::abort();
-}
+using fuzz::promise;
 
 void check_problem(const ConfigProblem& problem, std::size_t lines) {
   promise(problem.line >= 1 && problem.line <= lines + 1, "a problem names a line of the file");

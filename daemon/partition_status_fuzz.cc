@@ -1,25 +1,19 @@
 // Fuzz target of what a worker process says of itself: whatever the text, what is accepted is bounded, can be
 // shown on a terminal, and says the same when it is written and read again.
-#include <fmt/core.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <string_view>
 
 #include "daemon/config.h"
 #include "daemon/partition_status.h"
+#include "fuzz/fuzz_target.h"
 #include "vmbus/server.h"
 
 namespace vmbusd::daemon {
 namespace {
 
-void promise(bool kept, const char* text) {
-  if (kept) return;
-  fmt::print(stderr, "broken promise: {}\n", text);
-  std::abort();
-}
+using fuzz::promise;
 
 void check_text(std::string_view text) {
   promise(text.size() <= 256, "texts are short");

@@ -1,7 +1,6 @@
 // Fuzz target of the daemon's half of the attach protocol: the input is a list of actions of a VMM that lies
 // and of a daemon that finishes its changes when it likes. Around the server stands a model of what each may
 // see; a server that breaks a promise aborts.
-#include <fmt/core.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -9,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -19,33 +17,19 @@
 #include <vector>
 
 #include "base/log.h"
+#include "fuzz/fuzz_target.h"
 #include "partition/attach_server.h"
 
 namespace vmbusd::partition {
 namespace {
 
+using fuzz::promise;
+
 constexpr std::array<std::uint32_t, 2> kConnections = {1, 4};
 constexpr std::uint64_t kMemfdPages = 8;
 
-void promise(bool kept, const char* text) {
-  if (kept) return;
-  fmt::print(stderr, "broken promise: {}\n", text);
-  std::abort();
-}
-
-// Bytes of the input; zeros when they are used up.
-class Input {
- public:
-  explicit Input(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-  std::uint8_t byte() {
-    if (bytes_.empty()) return 0;
-    const std::uint8_t value = bytes_.front();
-    bytes_ = bytes_.subspan(1);
-    return value;
-  }
-  // Small numbers, so that actions meet: 0..count-1.
-  std::uint32_t below(std::uint32_t count) { return byte() % count; }
+struct Input : fuzz::Input {
+  using fuzz::Input::Input;
   // Mostly small, now and then one of those that wrap.
   std::uint64_t pages(std::uint32_t count) {
     constexpr std::array<std::uint64_t, 4> kExtremes = {~0ull, 1ull << 40, ~0ull / kPageSize, 1ull << 63};
@@ -53,9 +37,6 @@ class Input {
     if (value < count) return value * kPageSize;
     return value < count + 4 ? kExtremes[value - count] * kPageSize : kExtremes[value - count - 4];
   }
-
- private:
-  std::span<const std::uint8_t> bytes_;
 };
 
 template <typename Message>

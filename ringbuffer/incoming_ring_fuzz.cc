@@ -5,50 +5,33 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "fuzz/fuzz_target.h"
 #include "ringbuffer/gpa_direct.h"
 #include "ringbuffer/incoming_ring.h"
 
 namespace vmbusd::ring {
 namespace {
 
+using fuzz::promise;
+
 constexpr std::uint32_t kMaxRanges = 8;
 constexpr std::uint64_t kMaxBytes = 64 << 10;
 constexpr std::size_t kMaxSegments = 16;
 
-void promise(bool kept, const char* text) {
-  if (kept) return;
-  std::fprintf(stderr, "broken promise: %s\n", text);
-  std::abort();
-}
-
-// Bytes of the input; zeros when they are used up.
-class Input {
- public:
-  explicit Input(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-  std::uint8_t byte() {
-    if (bytes_.empty()) return 0;
-    const std::uint8_t value = bytes_.front();
-    bytes_ = bytes_.subspan(1);
-    return value;
-  }
+struct Input : fuzz::Input {
+  using fuzz::Input::Input;
   std::uint16_t half() { return static_cast<std::uint16_t>(byte() | byte() << 8); }
   // Every third value is any number at all; the rest are indices as a ring can have them.
   std::uint32_t index(std::uint32_t ring_size) {
     const std::uint16_t value = half();
     return value % 3 == 0 ? std::uint32_t{half()} << 16 | value : std::uint32_t{value} * 8 % ring_size;
   }
-
- private:
-  std::span<const std::uint8_t> bytes_;
 };
 
 // The ring as a reader with all the time in the world would see it.

@@ -1,14 +1,11 @@
 // Fuzz target of the VMBus server: the input is a list of actions of a guest that lies, a host that offers
 // and rescinds, and devices that answer in any order. Around the server stands a model of what each of them
 // may see; a server that breaks a promise aborts.
-#include <fmt/core.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -18,11 +15,15 @@
 #include <vector>
 
 #include "base/log.h"
+#include "fuzz/fuzz_target.h"
 #include "vmbus/protocol.h"
 #include "vmbus/server.h"
 
 namespace vmbusd::vmbus {
 namespace {
+
+using fuzz::Input;
+using fuzz::promise;
 
 constexpr std::uint32_t kVpCount = 3;
 constexpr Gpn kGuestPages = 0x1000;
@@ -30,30 +31,6 @@ constexpr Gpn kGuestPages = 0x1000;
 constexpr ServerLimits kLimits{.gpadls = 8, .gpadls_in_progress = 3, .gpadl_pages = 400};
 constexpr std::array kVersions = {Version::k5_3, Version::k6_0, Version::k5_0, Version::k4_1,
                                   Version::k4_0, Version::k2_4, Version::k1_1, Version::k0_13};
-
-void promise(bool kept, const char* text) {
-  if (kept) return;
-  fmt::print(stderr, "broken promise: {}\n", text);
-  std::abort();
-}
-
-// Bytes of the input; zeros when they are used up.
-class Input {
- public:
-  explicit Input(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-  std::uint8_t byte() {
-    if (bytes_.empty()) return 0;
-    const std::uint8_t value = bytes_.front();
-    bytes_ = bytes_.subspan(1);
-    return value;
-  }
-  // Small numbers, so that actions meet: 0..count-1.
-  std::uint32_t below(std::uint32_t count) { return byte() % count; }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-};
 
 Offer scsi(std::uint32_t index) {
   Offer offer;

@@ -14,6 +14,12 @@
 
 namespace vmbusd::storvsp {
 
+using Bytes = std::vector<std::uint8_t>;
+
+inline constexpr DataDirection kNone = DataDirection::kNone;
+inline constexpr DataDirection kIn = DataDirection::kIn;
+inline constexpr DataDirection kOut = DataDirection::kOut;
+
 template <std::size_t Size>
 std::array<char, Size> padded_text(const char* text) {
   std::array<char, Size> field;

@@ -11,11 +11,6 @@ namespace vmbusd::storvsp {
 namespace {
 
 using scsi::Status;
-using Bytes = std::vector<std::uint8_t>;
-
-constexpr DataDirection kNone = DataDirection::kNone;
-constexpr DataDirection kIn = DataDirection::kIn;
-constexpr DataDirection kOut = DataDirection::kOut;
 
 constexpr std::uint64_t kBlocks = 2048;  // 1 MiB of 512-byte blocks
 

@@ -8,10 +8,6 @@ namespace vmbusd::storvsp {
 namespace {
 
 using scsi::Status;
-using Bytes = std::vector<std::uint8_t>;
-
-constexpr DataDirection kIn = DataDirection::kIn;
-constexpr DataDirection kOut = DataDirection::kOut;
 
 enum Action : std::uint8_t { kRegister, kReserve, kRelease, kClear, kPreempt, kPreemptAndAbort, kIgnore };
 

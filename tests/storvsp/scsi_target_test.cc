@@ -12,11 +12,6 @@ namespace vmbusd::storvsp {
 namespace {
 
 using scsi::Status;
-using Bytes = std::vector<std::uint8_t>;
-
-constexpr DataDirection kNone = DataDirection::kNone;
-constexpr DataDirection kIn = DataDirection::kIn;
-constexpr DataDirection kOut = DataDirection::kOut;
 
 constexpr std::uint64_t kBlocks = 2048;  // 1 MiB of 512-byte blocks
 constexpr std::uint8_t kFill = 0xa5;     // what a buffer holds that nothing was written to

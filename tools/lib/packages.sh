@@ -48,3 +48,14 @@ ensure_build_packages() {
 ensure_guest_packages() {
   ensure_packages "${guest_packages[@]}"
 }
+
+# ensure_command_packages ARGUMENT...: for a command that builds and boots guests; its --help needs Python alone.
+ensure_command_packages() {
+  case " $* " in
+    *' --help '* | *' -h '*) ensure_packages python3 ;;
+    *)
+      ensure_build_packages
+      ensure_guest_packages
+      ;;
+  esac
+}

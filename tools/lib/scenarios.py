@@ -397,17 +397,22 @@ def two_guests(session):
     return {"iperf3": [parse_iperf(line) for line in client.said["iperf"]]}
 
 
+def served_file(session):
+    """A folder for an HTTP server, with the file "data" in it, and the file's SHA-256."""
+    folder = session.files / "www"
+    folder.mkdir()
+    return folder, run("sha256sum", random_image(session, "www/data", 2)).split()[0]
+
+
 def passt_unprivileged(session):
     """vmbusd and passt without privileges: the guest loads a file over HTTP; passt is killed under disk I/O and comes back."""
     files = session.files
-    (files / "www").mkdir()
-    content = random_image(session, "www/data", 2)
-    digest = run("sha256sum", content).split()[0]
+    folder, digest = served_file(session)
     disk, socket = session.image("disk.img", 64), files / "passt.sock"
     run("chown", "-R", "nobody:nogroup", files)
     lan = Network(session)
     lan.uplink()
-    lan.http(files / "www", "127.0.0.1")
+    lan.http(folder, "127.0.0.1")
     passt = lan.passt(socket)
     session.start_daemon({"demo": [Disk(disk, "STEADY"), Nic(socket=socket)]}, [*lan.prefix, *UNPRIVILEGED])
     guest = session.start_guest("demo", "network link-loss", 2, HOST=f"{UPLINK}.1", HOST6="", SERIAL="STEADY", DIGEST=digest)
@@ -424,15 +429,12 @@ def passt_unprivileged(session):
 
 def tap_removed(session):
     """The TAP is deleted under traffic: the link goes down, the disk goes on, and the NIC works again on the TAP made anew."""
-    files = session.files
-    (files / "www").mkdir()
-    content = random_image(session, "www/data", 2)
-    digest = run("sha256sum", content).split()[0]
+    folder, digest = served_file(session)
     lan = Network(session)
     disk = session.image("disk.img", 64)
     session.start_daemon({"demo": [Disk(disk, "STEADY"), Nic("vmtap0", options="queues = 2")]}, lan.prefix)
     lan.serve("vmtap0")
-    lan.http(files / "www", "0.0.0.0")
+    lan.http(folder, "0.0.0.0")
     guest = session.start_guest("demo", "network link-loss", 2, **HOST, SERIAL="STEADY", DIGEST=digest)
     guest.wait_for("ready", 180)
     lan.run("ip", "link", "delete", "vmtap0")
