@@ -170,10 +170,8 @@ void Bus::disconnected(const Error& reason) {
   connected_ = false;
   log_.info("VMM is gone: {}", describe(reason));
   socket_.close([this] {
-    if (server_ == nullptr) {
-      std::exchange(ended_, nullptr)();
-      return;
-    }
+    // Posted, as in connection_ended(): what look() has posted comes before it.
+    if (server_ == nullptr) return control_.post(std::exchange(ended_, nullptr));
     attach_.disconnected();  // answers what the VMM was asked and will not answer
     server_->reset();
   });
