@@ -79,16 +79,6 @@ std::uint64_t context_switches(pid_t process) {
 
 }  // namespace
 
-TemporaryDirectory::TemporaryDirectory(const std::string& parent) {
-  std::string name = parent + "/vmbus-bench-XXXXXX";
-  if (::mkdtemp(name.data()) != nullptr) path_ = name;
-}
-
-TemporaryDirectory::~TemporaryDirectory() {
-  std::error_code ignored;
-  if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-}
-
 Result<std::unique_ptr<RunningHost>> RunningHost::start(const Options& options) {
   std::unique_ptr<RunningHost> host(new RunningHost);
   VMBUSD_CHECK(host->launch(options));
@@ -104,11 +94,11 @@ RunningHost::~RunningHost() {
 
 Result<void> RunningHost::launch(const Options& options) {
   if (directory_.path().empty()) return fail_os(errno, "cannot make a temporary folder");
-  const std::string config = directory_.path() + "/vmbusd.toml";
+  const std::string config = directory_.path("vmbusd.toml");
   std::ofstream(config) << "[[partition]]\nname = 'bench'\nsocket = '" << directory_.path()
                         << "/bench.sock'\n"
                         << options.devices;
-  daemon_ = spawn({options.vmbusd, "--config", config}, directory_.path() + "/log");
+  daemon_ = spawn({options.vmbusd, "--config", config}, directory_.path("log"));
   if (daemon_ < 0) return fail_os(errno, "cannot start vmbusd");
   return {};
 }
@@ -118,14 +108,14 @@ Result<void> RunningHost::attach(const Options& options) {
   for (;; std::this_thread::sleep_for(kPause)) {
     std::string error_text;
     auto child = guest::ChildPartition::attach(
-        {.socket_path = directory_.path() + "/bench.sock", .memory_bytes = options.guest_memory_bytes},
+        {.socket_path = directory_.path("bench.sock"), .memory_bytes = options.guest_memory_bytes},
         error_text);
     if (child) {
       child_ = std::move(*child);
       break;
     }
     if (Clock::now() > deadline || ::waitpid(daemon_, nullptr, WNOHANG) == daemon_) {
-      std::ifstream log(directory_.path() + "/log");
+      std::ifstream log(directory_.path("log"));
       fmt::print(stderr, "{}", std::string((std::istreambuf_iterator<char>(log)), {}));
       return fail(Errc::kClosed, "vmbusd does not start");
     }
@@ -148,7 +138,7 @@ std::vector<vmbus::OfferChannel> RunningHost::offers(const Guid& interface_type)
 ProcessCost::ProcessCost(pid_t process) : process_(process), directory_("/tmp") {
   perf_ = spawn({"perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-o", directory_.path() + "/perf",
                  "-p", std::to_string(process)},
-                directory_.path() + "/log");
+                directory_.path("log"));
   // It has no other way to say that it counts.
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   before_ = {cpu_seconds(process), context_switches(process), {}};

@@ -11,25 +11,12 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/temporary_directory.h"
 #include "guest/bus_client.h"
 #include "guest/child_partition.h"
 #include "guest/guest_channel.h"
 
 namespace vmbusd::bench {
-
-// A folder that goes away with its content.
-class TemporaryDirectory {
- public:
-  // In the folder `parent`. path() is empty where it cannot be made.
-  explicit TemporaryDirectory(const std::string& parent);
-  ~TemporaryDirectory();
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  [[nodiscard]] const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 // vmbusd with one partition, and a user-space child partition attached to it that has its offers.
 class RunningHost {

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/temporary_directory.h"
 #include "tests/catch.h"
-#include "tests/daemon/temporary_directory.h"
 
 namespace vmbusd::daemon {
 namespace {

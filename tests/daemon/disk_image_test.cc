@@ -6,8 +6,8 @@
 #include <fstream>
 #include <string>
 
+#include "base/temporary_directory.h"
 #include "tests/catch.h"
-#include "tests/daemon/temporary_directory.h"
 
 namespace vmbusd::daemon {
 namespace {

@@ -11,9 +11,9 @@
 #include <memory>
 #include <string>
 
+#include "base/temporary_directory.h"
 #include "daemon/nic_source.h"
 #include "netvsp/steering_program.h"
-#include "tests/daemon/temporary_directory.h"
 #include "tests/netvsp/frames.h"
 #include "tests/netvsp/network_namespace.h"
 

@@ -15,8 +15,8 @@
 #include <iterator>
 #include <string>
 
+#include "base/temporary_directory.h"
 #include "tests/catch.h"
-#include "tests/daemon/temporary_directory.h"
 
 namespace vmbusd::daemon {
 namespace {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/fd.h"
-#include "tests/daemon/temporary_directory.h"
+#include "base/temporary_directory.h"
 
 namespace vmbusd::daemon {
 

@@ -11,13 +11,13 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/temporary_directory.h"
 #include "guest/child_partition.h"
 #include "guest/disk.h"
 #include "guest/guest_channel.h"
 #include "guest/stor_client.h"
 #include "tests/catch.h"
 #include "tests/daemon/running_daemon.h"
-#include "tests/daemon/temporary_directory.h"
 
 namespace vmbusd::guest {
 
@@ -96,7 +96,7 @@ class Host {
   [[nodiscard]] daemon::RunningDaemon& daemon() { return *daemon_; }
 
  private:
-  daemon::TemporaryDirectory directory_;
+  TemporaryDirectory directory_;
   std::unique_ptr<daemon::RunningDaemon> daemon_;
 };
 

@@ -29,7 +29,7 @@ bool answered(GuestChannel& channel, std::uint64_t id) {
 }
 
 TEST_CASE("a guest signals a monitored NIC without a hypercall", "[guest]") {
-  const daemon::TemporaryDirectory directory;
+  const TemporaryDirectory directory;
   daemon::RunningDaemon daemon(directory, kConfig);
   REQUIRE(daemon.wait_until_ready());
   std::string error_text;

@@ -36,7 +36,7 @@ class NetHost {
   [[nodiscard]] ChildPartition& child() { return *child_; }
 
  private:
-  daemon::TemporaryDirectory directory_;
+  TemporaryDirectory directory_;
   std::unique_ptr<daemon::RunningDaemon> daemon_;
   std::unique_ptr<ChildPartition> child_;
 };
