@@ -19,14 +19,16 @@ class Variant:
     options: tuple = ()
     compiler: str = "g++"
     without: tuple = ()  # tests that the others have
+    prefix: tuple = ()  # in front of every command that builds it or runs its tests
 
 
 # clang builds the sanitizers' variants: it is the faster there, and so both compilers see every file.
 _SANITIZED = ("-Db_lundef=false", "-Doptimization=1")
 _MEASURED = ("instructions",)  # what only the normal build's code can be held to
+_BEHIND = ("nice", "-n", "10")  # guests run beside them, and theirs is the work that waits for the clock
 NORMAL = Variant("unit", "")
-ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED), "clang++", _MEASURED)
-TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread", *_SANITIZED), "clang++", _MEASURED)
+ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED), "clang++", _MEASURED, _BEHIND)
+TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread", *_SANITIZED), "clang++", _MEASURED, _BEHIND)
 VARIANTS = (NORMAL, ASAN, TSAN)
 
 # What guests need of a build, as ninja's targets.
@@ -71,7 +73,7 @@ def configure(variant=NORMAL):
 
 
 def compile_all(variant=NORMAL, targets=()):
-    return configure(variant) and _run(["ninja", "-C", folder(variant), *targets], quiet=False)
+    return configure(variant) and _run([*variant.prefix, "ninja", "-C", folder(variant), *targets], quiet=False)
 
 
 def unit_names(variant=NORMAL):
@@ -90,7 +92,7 @@ def _fixed_addresses():
 
 def run_units(variant, names):
     """Runs the named tests of a built variant; one Outcome each."""
-    prefix = _fixed_addresses() if variant is TSAN else []
+    prefix = [*variant.prefix, *(_fixed_addresses() if variant is TSAN else [])]
     log = folder(variant) / "meson-logs" / "testlog.json"
     log.unlink(missing_ok=True)
     _run([*prefix, "meson", "test", "-C", folder(variant), "--no-rebuild", "--print-errorlogs", *names], quiet=True)

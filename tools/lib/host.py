@@ -221,7 +221,8 @@ class Session:
         `prefix` is a command that runs vmbusd, for example in a network namespace; `scsi` further keys of the
         controllers, as TOML.
         """
-        config = self.logs / "vmbusd.toml"
+        # Beside the images, where a vmbusd without privileges can read it; the logs keep a copy.
+        config = self.files / "vmbusd.toml"
         text = ""
         for name, devices in partitions.items():
             disks = [device for device in devices if isinstance(device, Disk)]
@@ -230,7 +231,8 @@ class Session:
                 text += f'  [[partition.scsi]]\n  name = "{name}-scsi0"\n{scsi}\n'
             text += "".join(disk.toml(lun) for lun, disk in enumerate(disks))
             text += "".join(device.toml() for device in devices if device not in disks)
-        config.write_text(text)
+        for place in (config, self.logs / config.name):
+            place.write_text(text)
         check_result = subprocess.run(
             [self.plan["vmbusd"], "--config", config, "--check-config"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,

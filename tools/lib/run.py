@@ -48,6 +48,7 @@ def run(plan, results, emulated, output=None, terminal=False):
         path.write_text(json.dumps({**plan, "results": str(root.RESULTS), "files": str(root.FILES)}, indent=1))
         return root.run_emulated([*command, str(root.RESULTS / path.name)], results, terminal=terminal, output=output)
     with tempfile.TemporaryDirectory(prefix="vmbusd-files-", dir="/var/tmp") as files:
+        os.chmod(files, 0o711)  # for scenarios whose vmbusd has no privileges
         path.write_text(json.dumps({**plan, "results": str(results), "files": files}, indent=1))
         # Loop devices and mounts need root.
         as_root = [] if os.geteuid() == 0 else ["sudo"]

@@ -1,8 +1,10 @@
 """The command tools/test."""
 
 import argparse
+import concurrent.futures
 import shutil
 import sys
+import threading
 import time
 
 import build
@@ -133,17 +135,28 @@ def main():
 
     count = {"passed": 0, "failed": 0, "skipped": 0}
 
-    def report(outcome):
-        count[outcome.result] += 1
-        reason = f": {outcome.reason}" if outcome.reason else ""
-        print(f"{outcome.result:8} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
+    reporting = threading.Lock()
 
-    for variant in build.VARIANTS:
-        run_variant(variant, arguments.names, report)
-    try:
-        run_guests(arguments, report)
-    except fetch.FetchError as problem:
-        report(build.Outcome("guest/set-up", "failed", 0.0, str(problem)))
+    def report(outcome):
+        reason = f": {outcome.reason}" if outcome.reason else ""
+        with reporting:
+            count[outcome.result] += 1
+            print(f"{outcome.result:8} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
+
+    def guests():
+        try:
+            run_guests(arguments, report)
+        except fetch.FetchError as problem:
+            report(build.Outcome("guest/set-up", "failed", 0.0, str(problem)))
+
+    # An emulated root partition has one processor: its guests and the sanitizers' builds go side by side.
+    normal, *sanitized = build.VARIANTS
+    run_variant(normal, arguments.names, report)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        beside = pool.submit(guests)
+        for variant in sanitized:
+            run_variant(variant, arguments.names, report)
+        beside.result()
     if not any(count.values()):
         return run.fail(f"tools/test: no test is called {' '.join(arguments.names)}; see tools/test --list")
     tail = f", {count['skipped']} skipped" if count["skipped"] else ""
