@@ -11,10 +11,12 @@
 #include <vector>
 
 #include "base/log.h"
+#include "bench/idle_bench.h"
 #include "bench/instructions.h"
 #include "bench/network_bench.h"
 #include "bench/operations.h"
 #include "bench/storage_bench.h"
+#include "bench/wakeup_bench.h"
 
 namespace vmbusd::bench {
 namespace {
@@ -128,6 +130,12 @@ int main(int argc, char** argv) {
   network_command->add_option("--rounds", network.rounds, "Runs of each")->capture_default_str();
   network_command->add_option("--seconds", network.seconds, "Of each run")->capture_default_str();
 
+  WakeupOptions wakeup;
+  CLI::App* const wakeup_command =
+      with_daemon(app.add_subcommand("wakeup", "How long a doorbell and an interrupt take to a sleeper"));
+  wakeup_command->add_option("--rounds", wakeup.rounds, "Interleaved runs of each")->capture_default_str();
+  wakeup_command->add_option("--requests", wakeup.requests, "In each run")->capture_default_str();
+
   std::uint32_t channels = 16;
   double seconds = 5;
   CLI::App* const idle_command =
@@ -142,14 +150,17 @@ int main(int argc, char** argv) {
     return run ? 0 : report(run.error());
   }
   if (ring_command->parsed()) return ring(argv[0], filter, repetitions, json);
-  storage.vmbusd = network.vmbusd = vmbusd;
+  storage.vmbusd = network.vmbusd = wakeup.vmbusd = vmbusd;
   if (storage_command->parsed()) return print(measure_storage(storage, json), json);
   if (network_command->parsed()) return print(measure_network(network, json), json);
+  if (wakeup_command->parsed()) return print(measure_wakeup(wakeup, json), json);
   const Result<nlohmann::json> idle = measure_idle(vmbusd, channels, seconds);
   if (idle && !json) {
     fmt::print("{} open channels, {} s: {} system calls, {} context switches, {} s of CPU\n",
                (*idle)["channels"].dump(), seconds, (*idle)["system_calls"].dump(),
                (*idle)["context_switches"].dump(), (*idle)["cpu_seconds"].dump());
+    fmt::print("memory of the worker's own: {} KiB, and {} KiB for these channels\n",
+               (*idle)["partition_kib"].dump(), (*idle)["channels_kib"].dump());
   }
   return print(idle, json);
 }

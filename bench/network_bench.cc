@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <cstdio>
-#include <thread>
 
 #include <fmt/format.h>
 
@@ -10,7 +9,6 @@
 #include "bench/running_host.h"
 #include "guest/guest_channel.h"
 #include "guest/net_client.h"
-#include "guest/stor_client.h"
 
 namespace vmbusd::bench {
 namespace {
@@ -166,35 +164,6 @@ Result<nlohmann::json> measure_network(const NetworkOptions& options, bool quiet
     rows.push_back(row);
   }
   return rows;
-}
-
-Result<nlohmann::json> measure_idle(const std::string& vmbusd, std::uint32_t channels, double seconds) {
-  std::string devices;
-  for (std::uint32_t i = 0; i < channels; ++i) {
-    devices += fmt::format(
-        "[[partition.scsi]]\nname = 'scsi{}'\n[[partition.scsi.disk]]\nlun = 0\n"
-        "backend = 'null'\nsize = '1M'\n",
-        i);
-  }
-  VMBUSD_TRY(const std::unique_ptr<RunningHost> host,
-             RunningHost::start({.vmbusd = vmbusd, .devices = devices}));
-  std::vector<std::unique_ptr<guest::GuestChannel>> open;
-  for (const vmbus::OfferChannel& offer : host->offers(vmbus::kClassScsi)) {
-    VMBUSD_TRY(std::unique_ptr<guest::GuestChannel> channel, guest::GuestChannel::open(host->bus(), offer));
-    guest::StorClient client(*channel, 1);
-    VMBUSD_CHECK(client.initialize());
-    open.push_back(std::move(channel));
-  }
-  std::this_thread::sleep_for(std::chrono::milliseconds(500));  // until they sleep
-  ProcessCost cost(host->worker());
-  std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
-  const ProcessCost::Use use = cost.stop();
-  return nlohmann::json{
-      {"channels", open.size()},
-      {"seconds", seconds},
-      {"context_switches", use.context_switches},
-      {"system_calls", use.system_calls ? nlohmann::json(*use.system_calls) : nlohmann::json()},
-      {"cpu_seconds", use.cpu_seconds}};
 }
 
 }  // namespace vmbusd::bench

@@ -1,4 +1,4 @@
-// A NIC of vmbusd's driven by a user-space guest in a process of its own, and what idle channels cost.
+// A NIC of vmbusd's driven by a user-space guest in a process of its own.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,5 @@ struct NetworkOptions {
 // Frames per second: transmit, receive, echo, 64 B and 1514 B, and large sends. Prints each row as it comes
 // unless `quiet`.
 [[nodiscard]] Result<nlohmann::json> measure_network(const NetworkOptions& options, bool quiet);
-
-// Context switches and CPU time of a partition worker whose guest has `channels` channels open and is silent.
-[[nodiscard]] Result<nlohmann::json> measure_idle(const std::string& vmbusd, std::uint32_t channels,
-                                                  double seconds);
 
 }  // namespace vmbusd::bench

@@ -107,9 +107,10 @@ Result<void> RunningHost::attach(const Options& options) {
   const auto deadline = Clock::now() + guest::kPatience;
   for (;; std::this_thread::sleep_for(kPause)) {
     std::string error_text;
-    auto child = guest::ChildPartition::attach(
-        {.socket_path = directory_.path("bench.sock"), .memory_bytes = options.guest_memory_bytes},
-        error_text);
+    auto child = guest::ChildPartition::attach({.socket_path = directory_.path("bench.sock"),
+                                                .vp_count = options.vp_count,
+                                                .memory_bytes = options.guest_memory_bytes},
+                                               error_text);
     if (child) {
       child_ = std::move(*child);
       break;

@@ -25,6 +25,7 @@ class RunningHost {
     std::string vmbusd;   // the program
     std::string devices;  // the partition's part of the configuration file
     std::uint64_t guest_memory_bytes = 128u << 20;
+    std::uint32_t vp_count = 1;
   };
   [[nodiscard]] static Result<std::unique_ptr<RunningHost>> start(const Options& options);
   ~RunningHost();
