@@ -1,6 +1,7 @@
 #include "daemon/partition_worker.h"
 
 #include <fmt/format.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -30,6 +31,12 @@
 namespace vmbusd::daemon {
 
 namespace {
+
+// Polling on the only CPU would keep off the guest whose request it waits for.
+bool has_one_cpu() {
+  cpu_set_t cpus;
+  return ::sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) == 1;
+}
 
 // Everything but stop_io() is called on the control thread.
 //
@@ -93,7 +100,7 @@ class PartitionWorker {
     for (std::uint32_t i = 0; i < configure.io_threads; ++i) {
       io::WorkerOptions options;
       options.name = fmt::format("io{}", i);
-      options.poll_time_max = std::chrono::microseconds(configure.poll_us);
+      options.poll_time_max = std::chrono::microseconds(has_one_cpu() ? 0 : configure.poll_us);
       auto worker = io::Worker::create(options);
       if (!worker) return give_notice(io::explain_setup_error(worker.error()));
       io_workers_.push_back(*std::move(worker));
