@@ -2,26 +2,38 @@
 
 import pathlib
 import threading
+import time
 
 from host import Disk, run
 from network import IPV4, Network, Nic
 
 CPUS = 2
 MEMORY = "1G"
-DISK_MIB = 512
+DISK_MIB = 512  # of the file; null_blk's device is twice as large, by which guests tell the two apart
+NULL_GIB = 1
 
 # Of KVM's statistics for all guests together. [linux: Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD; arch/x86/kvm/x86.c]
 KVM_COUNTERS = ("exits", "halt_exits", "irq_injections")
 
 
 def counters():
-    """What the root partition counts: KVM's exits, its own processor time in seconds."""
+    """What the root partition counts: KVM's exits; seconds of processors, in guests and not; the clock."""
     folder = pathlib.Path("/sys/kernel/debug/kvm")
     values = {name: int((folder / name).read_text()) for name in KVM_COUNTERS if (folder / name).exists()}
     times = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     idle = times[3] + times[4]
-    values["busy_s"] = (sum(times[:8]) - idle) / 100
+    # What guests used is in user's and nice's, too. [linux: Documentation/filesystems/proc.rst, 1.7]
+    values["guest_s"] = sum(times[8:10]) / 100
+    values["host_s"] = (sum(times[:8]) - idle) / 100 - values["guest_s"]
+    values["clock_s"] = time.monotonic()
     return values
+
+
+def _null_disk(session):
+    """A block device of the root partition that stores nothing and answers at once."""
+    session.undo("modprobe", "-r", "null_blk")
+    run("modprobe", "null_blk", f"gb={NULL_GIB}", "nr_devices=1", f"submit_queues={CPUS}", "bs=512", "irqmode=0")
+    return pathlib.Path("/dev/nullb0")
 
 
 class Measured:
@@ -46,32 +58,35 @@ class Measured:
 
 def _jobs(plan):
     return {
-        "HOST": f"{IPV4}.1", "RUNTIME": plan["seconds"], "SIZE": f"{DISK_MIB}m", "PINGS": plan["pings"], "JOBS": " ".join(plan["jobs"]),
+        "HOST": f"{IPV4}.1", "RUNTIME": plan["seconds"], "FILE_MIB": DISK_MIB, "NULL_MIB": NULL_GIB << 10, "PINGS": plan["pings"], "JOBS": " ".join(plan["jobs"]),
     }  # fmt: skip
 
 
-def _vmbusd(session, lan, image, variables):
-    session.start_daemon({"demo": [Disk(image, "PERF"), Nic("vmtap0", options=f"queues = {CPUS}")]}, lan.prefix)
+def _vmbusd(session, lan, images, variables):
+    disks = [Disk(image, f"PERF{number}") for number, image in enumerate(images)]
+    session.start_daemon({"demo": [*disks, Nic("vmtap0", options=f"queues = {CPUS}")]}, lan.prefix)
     lan.serve("vmtap0")
-    initrd = session.job_image("vmbusd", "perf", **variables, DISK="sda", NIC_DRIVER="hv_netvsc", DRIVERS="")
+    initrd = session.job_image("vmbusd", "perf", **variables, NIC_DRIVER="hv_netvsc", DRIVERS="")
     return session.vmm_command("demo", initrd, CPUS, MEMORY)
 
 
-def _qemu(disk_device, vhost, disk_name):
-    def command(session, lan, image, variables):
+def _qemu(controller, disk_device, drivers, vhost):
+    def command(session, lan, images, variables):
         if vhost:
             run("modprobe", "vhost_net")
         lan.run("ip", "tuntap", "add", "vmtap0", "mode", "tap", "vnet_hdr", "multi_queue")
         lan.serve("vmtap0")
-        drivers = "virtio_pci virtio_net " + ("virtio_blk" if disk_name == "vda" else "virtio_scsi sd_mod")
-        initrd = session.job_image("qemu", "perf", **variables, DISK=disk_name, NIC_DRIVER="virtio_net", DRIVERS=drivers)
+        initrd = session.job_image("qemu", "perf", **variables, NIC_DRIVER="virtio_net", DRIVERS=f"virtio_pci virtio_net {drivers}")
+        disks = []
+        for number, image in enumerate(images):
+            disks += ["-drive", f"file={image},format=raw,if=none,id=disk{number},cache=none,aio=io_uring"]
+            disks += ["-device", f"{disk_device},drive=disk{number}"]
         return [
             *lan.prefix, *session.plan["qemu"],
             *("-accel", "kvm", "-machine", "q35,usb=off,smbus=off,sata=off", "-cpu", "host", "-smp", str(CPUS), "-m", MEMORY),
             *("-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", session.plan["bzimage"]),
             *("-initrd", str(initrd), "-append", "console=ttyS0 panic=-1 mitigations=off init_on_alloc=0"),
-            *("-object", "iothread,id=io", "-drive", f"file={image},format=raw,if=none,id=disk,cache=none,aio=io_uring"),
-            *disk_device,
+            *("-object", "iothread,id=io", *controller, *disks),
             *("-netdev", f"tap,id=net,ifname=vmtap0,script=no,downscript=no,queues={CPUS},vhost={'on' if vhost else 'off'}"),
             *("-device", f"virtio-net-pci,netdev=net,mq=on,vectors={2 * CPUS + 2}"),
         ]  # fmt: skip
@@ -81,9 +96,9 @@ def _qemu(disk_device, vhost, disk_name):
 
 CONTENDERS = {
     "vmbusd": _vmbusd,
-    "virtio-blk, virtio-net": _qemu(("-device", f"virtio-blk-pci,drive=disk,iothread=io,num-queues={CPUS}"), False, "vda"),
+    "virtio-blk, virtio-net": _qemu((), f"virtio-blk-pci,iothread=io,num-queues={CPUS}", "virtio_blk", vhost=False),
     "virtio-scsi, vhost-net": _qemu(
-        ("-device", f"virtio-scsi-pci,id=scsi,iothread=io,num_queues={CPUS}", "-device", "scsi-hd,drive=disk,bus=scsi.0"), True, "sda"
+        ("-device", f"virtio-scsi-pci,id=scsi,iothread=io,num_queues={CPUS}"), "scsi-hd,bus=scsi.0", "virtio_scsi sd_mod", vhost=True
     ),
 }
 
@@ -95,10 +110,10 @@ def turn(session, contender):
     with open(image, "r+b") as file:  # written once: what is measured is no allocation
         for _ in range(DISK_MIB):
             file.write(bytes(1 << 20))
-    command = CONTENDERS[contender](session, lan, image, _jobs(session.plan))
+    command = CONTENDERS[contender](session, lan, (image, _null_disk(session)), _jobs(session.plan))
     measured = Measured()
     guest = session.boot("perf", command, measured.heard)
-    guest.finish(60 + 40 * (session.plan["seconds"] + 10))
+    guest.finish(60 + 60 * (session.plan["seconds"] + 10))
     return [
         {"contender": contender, "job": job, "kind": kind, "said": said, "counted": measured.counted[job]}
         for job, (kind, said) in measured.results.items()

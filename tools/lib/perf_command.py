@@ -55,7 +55,7 @@ def row_of(said):
 
 
 def medians(rows):
-    """(job, contender) to the median, least and greatest of its values, and the median of exits a second."""
+    """(job, contender) to the median, least and greatest of its values, and medians of what was counted meanwhile."""
     groups = {}
     for row in rows:
         groups.setdefault((row["job"], row["contender"]), []).append(row)
@@ -65,7 +65,12 @@ def medians(rows):
             "median": statistics.median(row["value"] for row in group),
             "least": min(row["value"] for row in group),
             "greatest": max(row["value"] for row in group),
-            "exits": statistics.median(row["counted"].get("exits", 0) for row in group),
+            "exits_per_second": statistics.median(row["counted"].get("exits", 0) / row["counted"]["clock_s"] for row in group),
+            **{
+                # Shares of one processor.
+                share: statistics.median(row["counted"][f"{share}_s"] / row["counted"]["clock_s"] for row in group)
+                for share in ("guest", "host")
+            },
             "turns": len(group),
         }
         for key, group in groups.items()
@@ -80,16 +85,22 @@ def ratio_text(entry, ours):
     return f"{won if MEASURES[entry['kind']][1] else 1 / won:.2f}"
 
 
-def print_table(table, seconds):
-    print(f"\n{'job':26} {'contender':24} {'median':>10} {'unit':7} {'spread':>17} {'ratio':>7} {'exits/op':>9}")
+def exits_per_operation(entry):
+    return f"{entry['exits_per_second'] / entry['median']:.2f}" if entry["kind"] == "fio" and entry["median"] else ""
+
+
+def print_table(table):
+    print(f"\n{'job':31} {'contender':22} {'median':>7} {'unit':6} {'spread':>15} {'ratio':>6} {'exits/op':>8} {'CPU guest':>9} {'host':>5}")
     jobs = list(dict.fromkeys(job for job, _ in table))
     for job, contender in sorted(table, key=lambda key: jobs.index(key[0])):
         entry = table[job, contender]
         unit, _ = MEASURES[entry["kind"]]
-        per_operation = f"{entry['exits'] / (entry['median'] * seconds):.2f}" if entry["kind"] == "fio" and entry["median"] else ""
         spread = f"{entry['least']:.0f} to {entry['greatest']:.0f}"
         ratio = ratio_text(entry, table.get((job, OURS)))
-        print(f"{job:26} {contender:24} {entry['median']:10.0f} {unit:7} {spread:>17} {ratio:>7} {per_operation:>9}")
+        print(
+            f"{job:31} {contender:22} {entry['median']:7.0f} {unit:6} {spread:>15} {ratio:>6} {exits_per_operation(entry):>8} "
+            f"{entry['guest']:9.0%} {entry['host']:5.0%}"
+        )
     print()
 
 
@@ -103,7 +114,8 @@ def report(table, mode, arguments):
         ratios = {contender: ratio_text(entry, ours) for contender, entry in entries}
         groups.setdefault("Disk" if kind == "fio" else "Network", []).append((
             job, *MEASURES[kind],
-            [(contender, entry["median"], entry["least"], entry["greatest"], f"vmbusd {ratios[contender]} times" if ratios[contender] else "")
+            [(contender, entry["median"], entry["least"], entry["greatest"], f"vmbusd {ratios[contender]} times" if ratios[contender] else "",
+              (exits_per_operation(entry), f"{entry['guest']:.0%}", f"{entry['host']:.0%}"))
              for contender, entry in entries],
         ))  # fmt: skip
     notes = [
@@ -154,7 +166,7 @@ def main():
             print(f"  {outcome['name']}: {turns[outcome['name']]} failed: {outcome['reason']}", flush=True)
 
     run.outcomes(plan, results, mode == "emulated", heard)
-    print_table(medians(rows), arguments.seconds)
+    print_table(medians(rows))
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"mode": mode, "seconds": arguments.seconds, "rows": rows}, file, indent=1)

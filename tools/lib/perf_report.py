@@ -20,18 +20,21 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 # Of a plot, in its own units.
 WIDTH, LABEL, VALUE, ROW, BAR = 900, 190, 220, 26, 16
 
+# What the table tells beside a figure.
+COSTS = ("exits each", "CPU, guest", "CPU, host")
+
 
 def number(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def plot(entries, ours):
-    """Bars of one job: `entries` is a list of (contender, median, least, greatest, ratio as text)."""
-    most = max((greatest for _, _, _, greatest, _ in entries), default=0) or 1
+    """Bars of one job: `entries` is a list of (contender, median, least, greatest, ratio as text, texts of COSTS)."""
+    most = max((greatest for _, _, _, greatest, *_ in entries), default=0) or 1
     scale = (WIDTH - LABEL - VALUE) / most
     height = ROW * len(entries)
     parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img">', f'<line class="axis" x1="{LABEL}" x2="{LABEL}" y1="0" y2="{height}"/>']
-    for row, (contender, median, least, greatest, ratio) in enumerate(entries):
+    for row, (contender, median, least, greatest, ratio, _) in enumerate(entries):
         middle = row * ROW + ROW / 2
         kind = "ours" if contender == ours else "theirs"
         parts.append(f'<text x="{LABEL - 8}" y="{middle + 4:.0f}" text-anchor="end">{html.escape(contender)}</text>')
@@ -57,8 +60,8 @@ def render(groups, ours, title, notes):
             parts.append(f"<figure><figcaption>{html.escape(job)} <span>{unit}, {better}</span></figcaption>{plot(entries, ours)}</figure>")
             rows += [
                 f"<tr><td>{html.escape(job)}<td>{html.escape(contender)}<td>{number(median)}<td>{number(least)}<td>{number(greatest)}"
-                f"<td>{unit}<td>{html.escape(ratio)}</tr>"
-                for contender, median, least, greatest, ratio in entries
+                f"<td>{unit}<td>{html.escape(ratio)}{''.join(f'<td>{text}' for text in costs)}</tr>"
+                for contender, median, least, greatest, ratio, costs in entries
             ]
-    parts.append("<h2>Figures</h2><table><tr><th>job<th>contender<th>median<th>least<th>greatest<th>unit<th>ratio</tr>")
+    parts.append("<h2>Figures</h2><table><tr><th>job<th>contender<th>median<th>least<th>greatest<th>unit<th>ratio" + "".join(f"<th>{cost}" for cost in COSTS) + "</tr>")
     return "\n".join([*parts, *rows, "</table></html>\n"])
