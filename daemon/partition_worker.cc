@@ -32,7 +32,6 @@ namespace vmbusd::daemon {
 
 namespace {
 
-// Polling on the only CPU would keep off the guest whose request it waits for.
 bool has_one_cpu() {
   cpu_set_t cpus;
   return ::sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) == 1;
@@ -97,10 +96,13 @@ class PartitionWorker {
   void configure(ConfigureCommand configure) {
     if (log_) return give_notice("configured twice");
     log_ = std::make_unique<LogScope>(configure.partition);
+    // Polling on the only CPU would keep off the guest whose request it waits for.
+    const bool one_cpu = has_one_cpu();
     for (std::uint32_t i = 0; i < configure.io_threads; ++i) {
       io::WorkerOptions options;
       options.name = fmt::format("io{}", i);
-      options.poll_time_max = std::chrono::microseconds(has_one_cpu() ? 0 : configure.poll_us);
+      options.poll_time_max = std::chrono::microseconds(one_cpu ? 0 : configure.poll_us);
+      options.takes_turns = one_cpu;
       auto worker = io::Worker::create(options);
       if (!worker) return give_notice(io::explain_setup_error(worker.error()));
       io_workers_.push_back(*std::move(worker));

@@ -20,6 +20,7 @@
 
 #include "base/assert.h"
 #include "io/poll_time.h"
+#include "io/turn_taking.h"
 
 namespace vmbusd::io {
 
@@ -135,6 +136,7 @@ struct Worker::Impl {
   bool expire_timers();
   bool reap();
   bool poll_active();
+  void take_turns();
   void submit();
   void sleep();
   bool arm_wake();
@@ -151,6 +153,8 @@ struct Worker::Impl {
   PollList active;
   TimerSet timers;
   PollTime poll_time{options.poll_time_max};
+  TurnTaking turn_taking;
+  std::uint64_t sqes_before = 0;  // until the last sleep
 
   // Newest first. See wake() for how it and `sleeping` keep wake-ups from getting lost.
   std::atomic<Task*> posted{nullptr};
@@ -299,6 +303,14 @@ void Worker::Impl::submit() {
   VMBUSD_ASSERT(result >= 0 || may_pass(-result));
 }
 
+// A batch thread preempts no other when it is woken. [sched(7), SCHED_BATCH] A kernel that refuses leaves it
+// as it was.
+void Worker::Impl::take_turns() {
+  const sched_param none{};
+  ::pthread_setschedparam(::pthread_self(), turn_taking.lets_others_go_on() ? SCHED_BATCH : SCHED_OTHER,
+                          &none);
+}
+
 void Worker::Impl::sleep() {
   const bool wakeable = wake_armed || arm_wake();
   // seq_cst: see wake().
@@ -320,6 +332,10 @@ void Worker::Impl::sleep() {
     sleeping.store(false, std::memory_order_relaxed);
     submit();
     return;
+  }
+  if (options.takes_turns) {
+    const std::uint64_t sqes = worker.stats_.sqes.load(std::memory_order_relaxed);
+    if (turn_taking.sleeps(static_cast<std::uint32_t>(sqes - std::exchange(sqes_before, sqes)))) take_turns();
   }
   count(worker.stats_.submits);
   count(worker.stats_.sleeps);
@@ -392,6 +408,7 @@ void Worker::start() {
   impl_->thread = std::thread([this] {
     constexpr std::size_t kThreadNameMax = 15;  // [linux: TASK_COMM_LEN]
     ::pthread_setname_np(::pthread_self(), impl_->options.name.substr(0, kThreadNameMax).c_str());
+    if (impl_->options.takes_turns) impl_->take_turns();
     run();
   });
   VMBUSD_ASSERT(::pthread_sigmask(SIG_SETMASK, &before, nullptr) == 0);

@@ -90,6 +90,8 @@ struct WorkerOptions {
   // How long to poll at most after the last work before sleeping; 0: never. The worker polls for less, down
   // to not at all, while polling finds nothing.
   std::chrono::microseconds poll_time_max{50};
+  // Whether it has one CPU with those that it serves: see TurnTaking.
+  bool takes_turns = false;
 };
 
 // Counters; written by the worker, read by anyone.
