@@ -14,6 +14,10 @@ guest_packages=(
   passt socat kmod xz-utils zstd lz4 mmdebstrap openssh-client
   debian-archive-keyring dpkg-dev make libaio-dev zlib1g-dev
 )
+# What vmbusd is measured beside, and perf to count system calls. The storage daemon is in qemu-system-common.
+peer_packages=(
+  fio qemu-system-common dpdk-dev librte-net-vhost23 librte-net-virtio23 librte-mempool-ring23 linux-perf debian-archive-keyring
+)
 
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then
