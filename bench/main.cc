@@ -97,6 +97,12 @@ int main(int argc, char** argv) {
     return common(command);
   };
 
+  const auto halt_poll = [](CLI::App* command, std::uint32_t& us) {
+    command
+        ->add_option("--halt-poll", us, "Microseconds that the guest's halted processor polls, as KVM's does")
+        ->capture_default_str();
+  };
+
   InstructionsOptions instruction_options;
   CLI::App* const instruction_command = common(
       app.add_subcommand("instructions", "User-space instructions per operation, counted by callgrind"));
@@ -120,6 +126,7 @@ int main(int argc, char** argv) {
   storage_command->add_flag("!--cached", storage.direct, "Without O_DIRECT, for file systems that lack it");
   storage_command->add_option("--rounds", storage.rounds, "Interleaved runs of each")->capture_default_str();
   storage_command->add_option("--seconds", storage.seconds, "Of each run")->capture_default_str();
+  halt_poll(storage_command, storage.halt_poll_us);
   storage_command->add_option("--bs", storage.block_bytes, "Bytes of a read, multiples of 4096")
       ->delimiter(',');
   storage_command->add_option("--qd", storage.depths, "Reads in flight")->delimiter(',');
@@ -129,6 +136,7 @@ int main(int argc, char** argv) {
       with_daemon(app.add_subcommand("network", "Frames of a user-space guest's, without a medium"));
   network_command->add_option("--rounds", network.rounds, "Runs of each")->capture_default_str();
   network_command->add_option("--seconds", network.seconds, "Of each run")->capture_default_str();
+  halt_poll(network_command, network.halt_poll_us);
 
   WakeupOptions wakeup;
   CLI::App* const wakeup_command =

@@ -132,7 +132,8 @@ Result<nlohmann::json> measure_network(const NetworkOptions& options, bool quiet
   for (const Load& load : kLoads) {
     VMBUSD_TRY(const std::unique_ptr<RunningHost> host,
                RunningHost::start({.vmbusd = options.vmbusd,
-                                   .devices = std::string("[[partition.nic]]\nname = 'nic0'\n") + load.nic}));
+                                   .devices = std::string("[[partition.nic]]\nname = 'nic0'\n") + load.nic,
+                                   .halt_poll = std::chrono::microseconds(options.halt_poll_us)}));
     VMBUSD_TRY(const std::unique_ptr<Driver> driver, Driver::make(*host, load));
     std::vector<double> frames;
     std::vector<Run> runs;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "bench/running_host.h"
 
 namespace vmbusd::bench {
 
@@ -13,6 +14,7 @@ struct NetworkOptions {
   std::string vmbusd;
   std::uint32_t rounds = 5;
   double seconds = 1;  // of each run
+  std::uint32_t halt_poll_us = kHaltPollUs;
 };
 
 // Frames per second: transmit, receive, echo, 64 B and 1514 B, and large sends. Prints each row as it comes

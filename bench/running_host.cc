@@ -122,6 +122,7 @@ Result<void> RunningHost::attach(const Options& options) {
     }
   }
   worker_ = only_child(daemon_);
+  for (std::uint32_t vp = 0; vp < options.vp_count; ++vp) child_->vp(vp).poll_for(options.halt_poll);
   bus_ = std::make_unique<guest::BusClient>(*child_);
   VMBUSD_CHECK(bus_->contact(vmbus::Version::k5_3));
   VMBUSD_TRY(offers_, bus_->request_offers());

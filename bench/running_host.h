@@ -18,6 +18,10 @@
 
 namespace vmbusd::bench {
 
+// How long a halted processor of the guest's polls for interrupts, unless said otherwise: KVM's own default.
+// [linux: arch/x86/include/asm/kvm_host.h, KVM_HALT_POLL_NS_DEFAULT]
+inline constexpr std::uint32_t kHaltPollUs = 200;
+
 // vmbusd with one partition, and a user-space child partition attached to it that has its offers.
 class RunningHost {
  public:
@@ -26,6 +30,8 @@ class RunningHost {
     std::string devices;  // the partition's part of the configuration file
     std::uint64_t guest_memory_bytes = 128u << 20;
     std::uint32_t vp_count = 1;
+    // Of each of the guest's processors: guest::VirtualProcessor::poll_for().
+    std::chrono::microseconds halt_poll{0};
   };
   [[nodiscard]] static Result<std::unique_ptr<RunningHost>> start(const Options& options);
   ~RunningHost();

@@ -212,7 +212,8 @@ Result<nlohmann::json> measure_storage(const StorageOptions& options, bool quiet
                                                  "[[partition.scsi.disk]]\nlun = {}\npath = '{}'\n"
                                                  "direct = '{}'\n[[partition.scsi.disk]]\nlun = {}\n"
                                                  "backend = 'null'\nsize = '256M'\n",
-                                                 kFileLun, file, options.direct ? "on" : "off", kNullLun)}));
+                                                 kFileLun, file, options.direct ? "on" : "off", kNullLun),
+                          .halt_poll = std::chrono::microseconds(options.halt_poll_us)}));
   if (!quiet) {
     fmt::print(
         "what       bs   qd    reads/s (least..most)  latency us   by I/O: calls, doorbells, interrupts, "

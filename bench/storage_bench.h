@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "bench/running_host.h"
 
 namespace vmbusd::bench {
 
@@ -16,6 +17,7 @@ struct StorageOptions {
   bool direct = true;                  // O_DIRECT, for both sides
   std::uint32_t rounds = 5;
   double seconds = 1;  // of each run
+  std::uint32_t halt_poll_us = kHaltPollUs;
   std::vector<std::uint32_t> block_bytes = {4096, 131072};
   std::vector<std::uint32_t> depths = {1, 32, 128};
 };

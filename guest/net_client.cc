@@ -80,14 +80,14 @@ Result<void> NetClient::lend_buffers(const Options& options) {
   if (received.status != NvspStatus::kSuccess) return refused();
 
   VMBUSD_TRY(send_, channel_.ram().take(options.send_pages));
-  VMBUSD_TRY(heads_, channel_.ram().take(1));
   VMBUSD_TRY(const std::uint32_t send, channel_.lend(send_.gpns()));
   VMBUSD_CHECK(request(padded(NvspSendBuffer{NvspType::kSendSendBuffer, send, 0, 0}), answer));
   NvspSendSendBufferComplete sent;
   (void)read_wire(std::span<const std::byte>(answer), sent);
   if (sent.status != NvspStatus::kSuccess || sent.section_size == 0) return refused();
   section_size_ = sent.section_size;
-  sections_ = std::min(static_cast<std::uint32_t>(send_.bytes() / section_size_), kSectionsMax);
+  sections_ = static_cast<std::uint32_t>(send_.bytes() / section_size_);
+  VMBUSD_TRY(heads_, channel_.ram().take((std::size_t{sections_} * kHeadSize + kPageSize - 1) / kPageSize));
   busy_.assign(sections_, false);
   free_.clear();
   for (std::uint32_t section = sections_; section > 0; --section) free_.push_back(section - 1);
@@ -173,8 +173,8 @@ Result<bool> NetClient::send_large(const Pages& pages, std::uint32_t bytes, std:
   const auto page_count = static_cast<std::uint32_t>((bytes + kPageSize - 1) / kPageSize);
   extension_.push_back(std::bit_cast<std::uint64_t>(ring::GpaDirectHeader{0, 1 + page_count}));
   extension_.push_back(std::bit_cast<std::uint64_t>(
-      ring::GpaRange{static_cast<std::uint32_t>(head.bytes().size()), slot * kHeadSize}));
-  extension_.push_back(heads_.gpns().front());
+      ring::GpaRange{static_cast<std::uint32_t>(head.bytes().size()), slot * kHeadSize % kPageSize}));
+  extension_.push_back(heads_.gpns()[slot * kHeadSize / kPageSize]);
   for (std::uint32_t page = 0; page < page_count; ++page) {
     const auto size =
         std::min<std::uint32_t>(kPageSize, bytes - page * static_cast<std::uint32_t>(kPageSize));

@@ -70,8 +70,7 @@ class NetClient {
   [[nodiscard]] const Statistics& statistics() const { return statistics_; }
 
  private:
-  static constexpr std::uint32_t kHeadSize = 64;  // of a message that is sent from where its frame is
-  static constexpr std::uint32_t kSectionsMax = kPageSize / kHeadSize;
+  static constexpr std::uint32_t kHeadSize = 64;     // of a message that is sent from where its frame is
   static constexpr std::uint64_t kCallId = 0x10000;  // above all sections
 
   // The next packet that is no completion of a frame, and whose ranges poll() is to look at; nullptr where

@@ -71,15 +71,37 @@ bool VirtualProcessor::take_event(std::uint32_t flag) {
 }
 
 bool VirtualProcessor::wait_event(std::uint32_t flag, Clock::time_point deadline) {
-  while (!take_event(flag)) {
+  while (!poll_event(flag, deadline)) {
     pollfd readable = {.fd = interrupt_.get(), .events = POLLIN, .revents = 0};
     const int ready = ::poll(&readable, 1, milliseconds_until(deadline));
     if (ready == 0) return take_event(flag);
-    std::uint64_t count = 0;
-    // Empty where another thread took it; the flags tell.
-    if (ready == 1 && ::read(interrupt_.get(), &count, sizeof count) == sizeof count) interrupts_ += count;
+    if (ready == 1) (void)interrupts();
   }
   return true;
+}
+
+bool VirtualProcessor::poll_event(std::uint32_t flag, Clock::time_point deadline) {
+  if (take_event(flag)) return true;
+  if (poll_time_ == poll_time_.zero()) return false;
+  const Clock::time_point end = std::min(deadline, Clock::now() + poll_time_);
+  const std::atomic_ref<std::uint32_t> word(event_flags()[flag / 32]);
+  // Any flag of the word ends the poll; whether it was ours, and its acquire, are take_event()'s.
+  while (word.load(std::memory_order_relaxed) == 0) {
+    if (Clock::now() >= end) return false;
+    __builtin_ia32_pause();
+  }
+  return take_event(flag);
+}
+
+std::uint64_t VirtualProcessor::interrupts() {
+  std::uint64_t count = 0;
+  // Empty where another thread took it, or where none came.
+  if (::read(interrupt_.get(), &count, sizeof count) == sizeof count) interrupts_ += count;
+  return interrupts_;
+}
+
+std::uint32_t* VirtualProcessor::event_flags() const {
+  return reinterpret_cast<std::uint32_t*>(pages_.host(1) + vmbus::kMessageSint * kSintSlotBytes);
 }
 
 void VirtualProcessor::use_interrupt_page(std::uint64_t gpa) {
@@ -87,7 +109,7 @@ void VirtualProcessor::use_interrupt_page(std::uint64_t gpa) {
 }
 
 void VirtualProcessor::collect_events() {
-  auto* const flags = reinterpret_cast<std::uint32_t*>(pages_.host(1) + vmbus::kMessageSint * kSintSlotBytes);
+  std::uint32_t* const flags = event_flags();
   for (std::size_t word = 0; word < kWords; ++word) latched_[word] |= take_all(flags[word]);
   if (interrupt_page_ == nullptr || (latched_[0] & 1) == 0) return;
   latched_[0] &= ~1u;
