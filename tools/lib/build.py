@@ -24,11 +24,12 @@ class Variant:
 
 # clang builds the sanitizers' variants: it is the faster there, and so both compilers see every file.
 _SANITIZED = ("-Db_lundef=false", "-Doptimization=1")
-_MEASURED = ("instructions",)  # what only the normal build's code can be held to
+# What only the normal build's code can be held to, and what is no code of the build.
+_ONCE = ("instructions", "perf_report")
 _BEHIND = ("nice", "-n", "10")  # guests run beside them, and theirs is the work that waits for the clock
 NORMAL = Variant("unit", "")
-ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED), "clang++", _MEASURED, _BEHIND)
-TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread", *_SANITIZED), "clang++", _MEASURED, _BEHIND)
+ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED), "clang++", _ONCE, _BEHIND)
+TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread", *_SANITIZED), "clang++", _ONCE, _BEHIND)
 VARIANTS = (NORMAL, ASAN, TSAN)
 
 # What guests need of a build, as ninja's targets.
@@ -107,5 +108,8 @@ def run_units(variant, names):
         word = record["result"] if record else "not run"
         result = {"OK": "passed", "EXPECTEDFAIL": "passed", "SKIP": "skipped"}.get(word, "failed")
         seconds = record["duration"] if record else 0.0
-        outcomes.append(Outcome(f"{variant.suite}/{name}", result, seconds, "" if result == "passed" else word))
+        reason = "" if result == "passed" else word
+        if result == "skipped":
+            reason = record.get("stdout", "").strip().rpartition("\n")[2] or reason
+        outcomes.append(Outcome(f"{variant.suite}/{name}", result, seconds, reason))
     return outcomes
