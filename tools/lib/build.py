@@ -25,7 +25,7 @@ class Variant:
 # clang builds the sanitizers' variants: it is the faster there, and so both compilers see every file.
 _SANITIZED = ("-Db_lundef=false", "-Doptimization=1")
 # What only the normal build's code can be held to, and what is no code of the build.
-_ONCE = ("instructions", "perf_report")
+_ONCE = ("instructions", "perf_report", "signalling_model")
 _BEHIND = ("nice", "-n", "10")  # guests run beside them, and theirs is the work that waits for the clock
 NORMAL = Variant("unit", "")
 ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED), "clang++", _ONCE, _BEHIND)
