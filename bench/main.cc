@@ -127,6 +127,10 @@ int main(int argc, char** argv) {
   storage_command->add_option("--rounds", storage.rounds, "Interleaved runs of each")->capture_default_str();
   storage_command->add_option("--seconds", storage.seconds, "Of each run")->capture_default_str();
   halt_poll(storage_command, storage.halt_poll_us);
+  storage_command
+      ->add_option("--channels", storage.channels, "Each on a processor of the guest's, and fio's jobs")
+      ->check(CLI::Range(1, 4))
+      ->capture_default_str();
   storage_command->add_option("--bs", storage.block_bytes, "Bytes of a read, multiples of 4096")
       ->delimiter(',');
   storage_command->add_option("--qd", storage.depths, "Reads in flight")->delimiter(',');

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdio>
 #include <fstream>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -20,6 +21,8 @@
 
 namespace vmbusd::bench {
 namespace {
+
+namespace vstor = storvsp::vstor;
 
 using Clock = std::chrono::steady_clock;
 
@@ -38,22 +41,19 @@ struct Run {
   double interrupts = 0;
 };
 
-// Random reads, `depth` in flight, for so long.
+// Random reads on one channel, `depth` in flight, for so long.
 class Reader {
  public:
-  [[nodiscard]] static Result<std::unique_ptr<Reader>> make(RunningHost& host, std::uint32_t depth,
+  [[nodiscard]] static Result<std::unique_ptr<Reader>> make(RunningHost& host,
+                                                            const vmbus::OfferChannel& offer,
+                                                            std::uint32_t target_vp, std::uint32_t depth,
                                                             std::uint32_t block_bytes) {
-    std::unique_ptr<Reader> reader(new Reader(host, block_bytes));
-    const std::vector<vmbus::OfferChannel> offers = host.offers(vmbus::kClassScsi);
-    if (offers.empty()) return fail(Errc::kWrongState, "vmbusd offers no controller");
+    std::unique_ptr<Reader> reader(new Reader(host, target_vp, block_bytes));
     VMBUSD_TRY(reader->channel_,
-               guest::GuestChannel::open(host.bus(), offers.front(),
-                                         {.to_host_pages = kRingPages, .from_host_pages = kRingPages}));
+               guest::GuestChannel::open(
+                   host.bus(), offer,
+                   {.to_host_pages = kRingPages, .from_host_pages = kRingPages, .target_vp = target_vp}));
     reader->client_ = std::make_unique<guest::StorClient>(*reader->channel_, depth);
-    VMBUSD_CHECK(reader->client_->initialize());
-    for (const std::uint8_t lun : {kFileLun, kNullLun}) {
-      VMBUSD_CHECK(guest::Disk(*reader->client_, lun).ready());
-    }
     const std::size_t pages = block_bytes / guest::kPageSize;
     for (std::uint32_t i = 0; i < depth; ++i) {
       VMBUSD_TRY(guest::Pages buffer, host.child().ram().take(pages));
@@ -63,24 +63,27 @@ class Reader {
     return reader;
   }
 
-  [[nodiscard]] Result<Run> run(std::uint8_t lun, double seconds) {
-    ProcessCost cost(host_.worker());
-    const std::uint64_t doorbells = channel_->doorbells();
-    const std::uint64_t interrupts = host_.child().vp(0).interrupts();
-    const auto begin = Clock::now();
-    const auto end =
-        begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  // Of one run, all of it.
+  struct Counted {
     std::uint64_t done = 0;
     std::chrono::nanoseconds waited{0};
+    std::uint64_t doorbells = 0;
+    std::uint64_t interrupts = 0;
+  };
+  [[nodiscard]] Result<Counted> run(std::uint8_t lun, Clock::time_point end) {
+    guest::VirtualProcessor& vp = host_.child().vp(target_vp_);
+    const std::uint64_t doorbells = channel_->doorbells();
+    const std::uint64_t interrupts = vp.interrupts();
+    Counted counted;
     bool failed = false;
-    Clock::time_point now = begin;
+    Clock::time_point now = Clock::now();
     while (now < end || client_->in_flight() != 0) {
       while (now < end && client_->in_flight() < client_->depth()) VMBUSD_CHECK(submit(lun, now));
       VMBUSD_CHECK(client_->flush());
       VMBUSD_TRY(const std::uint32_t polled, client_->poll([&](const guest::StorCompletion& completion) {
         failed |= !guest::succeeded(completion.packet);
-        waited += Clock::now() - begun_[completion.id - 1];
-        ++done;
+        counted.waited += Clock::now() - begun_[completion.id - 1];
+        ++counted.done;
       }));
       now = Clock::now();
       if (polled == 0) {
@@ -89,20 +92,16 @@ class Reader {
       }
     }
     if (failed) return fail(Errc::kOs, "a read failed");
-    const double elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
-    const ProcessCost::Use use = cost.stop();
-    const auto count = static_cast<double>(done);
-    return Run{.iops = count / elapsed,
-               .latency_us = std::chrono::duration<double, std::micro>(waited).count() / count,
-               .system_calls = use.system_calls ? static_cast<double>(*use.system_calls) / count : -1,
-               .cpu_us = use.cpu_seconds * 1e6 / count,
-               .doorbells = static_cast<double>(channel_->doorbells() - doorbells) / count,
-               .interrupts = static_cast<double>(host_.child().vp(0).interrupts() - interrupts) / count};
+    counted.doorbells = channel_->doorbells() - doorbells;
+    counted.interrupts = vp.interrupts() - interrupts;
+    return counted;
   }
+  [[nodiscard]] guest::StorClient& client() { return *client_; }
   [[nodiscard]] Result<void> close() { return channel_->close(); }
 
  private:
-  Reader(RunningHost& host, std::uint32_t block_bytes) : host_(host), block_bytes_(block_bytes) {}
+  Reader(RunningHost& host, std::uint32_t target_vp, std::uint32_t block_bytes)
+      : host_(host), target_vp_(target_vp), block_bytes_(block_bytes) {}
 
   [[nodiscard]] Result<void> submit(std::uint8_t lun, Clock::time_point now) {
     const std::uint64_t place = random_() % (kFileBytes / block_bytes_);
@@ -118,6 +117,7 @@ class Reader {
   }
 
   RunningHost& host_;
+  const std::uint32_t target_vp_;
   const std::uint32_t block_bytes_;
   std::unique_ptr<guest::GuestChannel> channel_;
   std::unique_ptr<guest::StorClient> client_;
@@ -127,15 +127,73 @@ class Reader {
   std::mt19937_64 random_{1};
 };
 
+using Readers = std::vector<std::unique_ptr<Reader>>;
+
+// One for each channel, each on a VP of its own.
+Result<Readers> make_readers(RunningHost& host, std::uint32_t channels, std::uint32_t depth,
+                             std::uint32_t block_bytes) {
+  const std::vector<vmbus::OfferChannel> offers = host.offers(vmbus::kClassScsi);
+  if (offers.empty()) return fail(Errc::kWrongState, "vmbusd offers no controller");
+  Readers readers;
+  VMBUSD_TRY(std::unique_ptr<Reader> reader, Reader::make(host, offers.front(), 0, depth, block_bytes));
+  guest::StorClient& primary = reader->client();
+  VMBUSD_CHECK(primary.initialize());
+  for (const std::uint8_t lun : {kFileLun, kNullLun}) VMBUSD_CHECK(guest::Disk(primary, lun).ready());
+  readers.push_back(std::move(reader));
+  if (channels == 1) return readers;
+  VMBUSD_TRY(const vstor::Status status,
+             primary.create_sub_channels(static_cast<std::uint16_t>(channels - 1)));
+  if (status != vstor::Status::kSuccess) return fail(Errc::kWrongState, "vmbusd gives no sub-channels");
+  for (std::uint32_t vp = 1; vp < channels; ++vp) {
+    VMBUSD_TRY(const vmbus::OfferChannel offer, host.bus().wait_offer());
+    VMBUSD_TRY(reader, Reader::make(host, offer, vp, depth, block_bytes));
+    readers.push_back(std::move(reader));
+  }
+  return readers;
+}
+
+// All of them for so long, each on a thread of its own.
+Result<Run> run(RunningHost& host, const Readers& readers, std::uint8_t lun, double seconds) {
+  ProcessCost cost(host.worker());
+  const auto begin = Clock::now();
+  const auto end =
+      begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  std::vector<std::optional<Result<Reader::Counted>>> counts(readers.size());
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t i = 1; i < readers.size(); ++i) {
+      threads.emplace_back([&, i] { counts[i].emplace(readers[i]->run(lun, end)); });
+    }
+    counts[0].emplace(readers[0]->run(lun, end));
+  }
+  const double elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
+  const ProcessCost::Use use = cost.stop();
+  Reader::Counted all;
+  for (const std::optional<Result<Reader::Counted>>& counted : counts) {
+    VMBUSD_CHECK(*counted);
+    all.done += (*counted)->done;
+    all.waited += (*counted)->waited;
+    all.doorbells += (*counted)->doorbells;
+    all.interrupts += (*counted)->interrupts;
+  }
+  const auto count = static_cast<double>(all.done);
+  return Run{.iops = count / elapsed,
+             .latency_us = std::chrono::duration<double, std::micro>(all.waited).count() / count,
+             .system_calls = use.system_calls ? static_cast<double>(*use.system_calls) / count : -1,
+             .cpu_us = use.cpu_seconds * 1e6 / count,
+             .doorbells = static_cast<double>(all.doorbells) / count,
+             .interrupts = static_cast<double>(all.interrupts) / count};
+}
+
 // fio's own figures for the same; iops 0 where there is no fio.
 Run run_fio(const std::string& file, const StorageOptions& options, std::uint32_t block_bytes,
             std::uint32_t depth) {
   const std::string command = fmt::format(
       "fio --name=peer --filename='{}' --ioengine=io_uring --rw=randread --bs={} --iodepth={} --direct={} "
       "--time_based --runtime={} --iodepth_batch_complete_min=1 --iodepth_batch_complete_max={} "
-      "--norandommap "
+      "--norandommap --numjobs={} --group_reporting "
       "--output-format=json 2>/dev/null",
-      file, block_bytes, depth, options.direct ? 1 : 0, options.seconds, depth);
+      file, block_bytes, depth, options.direct ? 1 : 0, options.seconds, depth, options.channels);
   FILE* const pipe = ::popen(command.c_str(), "r");
   if (pipe == nullptr) return {};
   std::string text;
@@ -205,15 +263,17 @@ Result<nlohmann::json> measure_storage(const StorageOptions& options, bool quiet
   if (directory.path().empty()) return fail_os(errno, "cannot make a folder for the file to measure on");
   const std::string file = directory.path() + "/disk.img";
   VMBUSD_CHECK(make_file(file));
-  VMBUSD_TRY(
-      const std::unique_ptr<RunningHost> host,
-      RunningHost::start({.vmbusd = options.vmbusd,
-                          .devices = fmt::format("[[partition.scsi]]\nname = 'scsi0'\n"
-                                                 "[[partition.scsi.disk]]\nlun = {}\npath = '{}'\n"
-                                                 "direct = '{}'\n[[partition.scsi.disk]]\nlun = {}\n"
-                                                 "backend = 'null'\nsize = '256M'\n",
-                                                 kFileLun, file, options.direct ? "on" : "off", kNullLun),
-                          .halt_poll = std::chrono::microseconds(options.halt_poll_us)}));
+  VMBUSD_TRY(const std::unique_ptr<RunningHost> host,
+             RunningHost::start({.vmbusd = options.vmbusd,
+                                 .devices = fmt::format("[[partition.scsi]]\nname = 'scsi0'\nchannels = {}\n"
+                                                        "[[partition.scsi.disk]]\nlun = {}\npath = '{}'\n"
+                                                        "direct = '{}'\n[[partition.scsi.disk]]\nlun = {}\n"
+                                                        "backend = 'null'\nsize = '256M'\n",
+                                                        options.channels, kFileLun, file,
+                                                        options.direct ? "on" : "off", kNullLun),
+                                 .guest_memory_bytes = options.channels * (128u << 20),
+                                 .vp_count = options.channels,
+                                 .halt_poll = std::chrono::microseconds(options.halt_poll_us)}));
   if (!quiet) {
     fmt::print(
         "what       bs   qd    reads/s (least..most)  latency us   by I/O: calls, doorbells, interrupts, "
@@ -222,18 +282,20 @@ Result<nlohmann::json> measure_storage(const StorageOptions& options, bool quiet
   nlohmann::json rows = nlohmann::json::array();
   for (const std::uint32_t block_bytes : options.block_bytes) {
     for (const std::uint32_t depth : options.depths) {
-      VMBUSD_TRY(const std::unique_ptr<Reader> reader, Reader::make(*host, depth, block_bytes));
+      VMBUSD_TRY(const Readers readers, make_readers(*host, options.channels, depth, block_bytes));
       std::vector<Run> file_runs;
       std::vector<Run> fio_runs;
       std::vector<Run> null_runs;
       for (std::uint32_t round = 0; round < options.rounds; ++round) {
-        VMBUSD_TRY(const Run file_run, reader->run(kFileLun, options.seconds));
+        VMBUSD_TRY(const Run file_run, run(*host, readers, kFileLun, options.seconds));
         file_runs.push_back(file_run);
         fio_runs.push_back(run_fio(file, options, block_bytes, depth));
-        VMBUSD_TRY(const Run null_run, reader->run(kNullLun, options.seconds));
+        VMBUSD_TRY(const Run null_run, run(*host, readers, kNullLun, options.seconds));
         null_runs.push_back(null_run);
       }
-      VMBUSD_CHECK(reader->close());
+      // The primary last: closing it takes its sub-channels back.
+      for (auto reader = readers.rbegin(); reader != readers.rend(); ++reader)
+        VMBUSD_CHECK((*reader)->close());
       nlohmann::json ours = row_of("file", block_bytes, depth, file_runs);
       const nlohmann::json peer = row_of("fio", block_bytes, depth, fio_runs);
       if (const double fio_iops = peer["iops"]["median"]; fio_iops > 0) {
