@@ -109,10 +109,12 @@ void Bus::change_partition(bool drain, std::function<void()> change, std::functi
   if (changes_.size() == 1) next_change();
 }
 
-// Has every channel pause, or waits for it to close where it does so anyway.
+// Has every channel pause, or waits for it to close where it does so anyway. Once more when they have, for
+// those that were opened meanwhile.
 void Bus::next_change() {
   while (!changes_.empty()) {
     for (auto& [relid, open] : channels_) {
+      if (paused_.contains(relid)) continue;
       if (open.phase == OpenChannel::Phase::kAttaching || open.phase == OpenChannel::Phase::kDetaching)
         continue;
       draining_.insert(relid);

@@ -107,6 +107,38 @@ TEST_CASE("a hundred connections leave nothing behind", "[guest]") {
   CHECK(daemon::open_descriptors(worker) <= before);
 }
 
+// A VMM that takes memory back waits for the I/O into it, and for nothing else: not for channels that are
+// only open.
+TEST_CASE("memory comes and goes under I/O", "[guest]") {
+  constexpr std::uint64_t kGpa = std::uint64_t{1} << 30;
+  Host host;
+  const auto child = host.attach();
+  const std::unique_ptr<Ram> more = must(Ram::create(8 * kPageSize));
+  Driver driver(*child);
+  std::vector<Gpn> pages;
+  for (Gpn page = 0; page < 8; ++page) pages.push_back(kGpa / kPageSize + page);
+  StorCommand command = block_command(scsi::Opcode::kRead16, 0, 64);
+  command.pages = pages;
+  command.bytes = 8 * kPageSize;
+  for (int round = 0; round < 20; ++round) {
+    must(child->client().add_memory(kGpa, more->size(), more->fd(), 0, true));
+    CHECK(succeeded(must(driver.stor->execute(command))));
+    CHECK(*more->host(0) == std::byte{'i'});
+    std::memset(more->host(0), 0, more->size());
+
+    while (must(driver.stor->submit(command))) {
+    }
+    must(driver.stor->flush());
+    must(child->client().remove_memory(kGpa, more->size()));
+    // Each was performed before, or is refused.
+    while (driver.stor->in_flight() != 0) {
+      must(driver.stor->poll([](const StorCompletion&) {}));
+      if (driver.stor->in_flight() != 0) must(driver.stor->wait());
+    }
+    CHECK_FALSE(succeeded(must(driver.stor->execute(command))));
+  }
+}
+
 TEST_CASE("interrupts move to another VP under I/O", "[guest]") {
   Host host;
   const auto child = host.attach("one", 4);
