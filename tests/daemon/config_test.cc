@@ -207,6 +207,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
       {"no TOML", "[[partition]]\nname = \n", {"?f.toml:2: not TOML: "}},
       {"key that begins with no key's character", "[[=]]\n", {"?f.toml:1: not TOML: "}},
       {"nothing but an opening bracket", "[", {"?f.toml:1: not TOML: "}},
+      {"character beyond ASCII behind a key", "[a\xc2\xa4=\n", {"?f.toml:1: not TOML: "}},
       {"partition is a table",
        "[partition]\nname = \"a\"\n",
        {"f.toml:1: partition: is a table; accepted: tables, each begun by [[partition]]"}},
