@@ -31,6 +31,13 @@ NORMAL = Variant("unit", "")
 ASAN = Variant("asan", "-asan", ("-Db_sanitize=address,undefined", *_SANITIZED), "clang++", _ONCE, _BEHIND)
 TSAN = Variant("tsan", "-tsan", ("-Db_sanitize=thread", *_SANITIZED), "clang++", _ONCE, _BEHIND)
 VARIANTS = (NORMAL, ASAN, TSAN)
+# What tools/fuzz builds: its targets alone, with the counters by which libFuzzer finds its way in all code under them.
+FUZZ = Variant(
+    "fuzz",
+    "-fuzz",
+    ("-Db_sanitize=address,undefined", *_SANITIZED, "-Dfuzz=true", "-Dtests=false", "-Dbench=disabled", "-Dcpp_args=-fsanitize=fuzzer-no-link"),
+    "clang++",
+)
 
 # What guests need of a build, as ninja's targets.
 PROGRAMS = ("daemon/vmbusd", "vmm/vmbus-vmm")
@@ -85,7 +92,7 @@ def unit_names(variant=NORMAL):
     return [test["name"] for test in json.loads(text) if any(s.split(":")[-1] == "unit" for s in test["suite"])]
 
 
-def _fixed_addresses():
+def fixed_addresses():
     """The thread sanitizer gives up under much address randomisation; containers may forbid to switch it off."""
     probe = ["setarch", "-R", "true"]
     return probe[:2] if subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0 else []
@@ -93,7 +100,7 @@ def _fixed_addresses():
 
 def run_units(variant, names):
     """Runs the named tests of a built variant; one Outcome each."""
-    prefix = [*variant.prefix, *(_fixed_addresses() if variant is TSAN else [])]
+    prefix = [*variant.prefix, *(fixed_addresses() if variant is TSAN else [])]
     log = folder(variant) / "meson-logs" / "testlog.json"
     log.unlink(missing_ok=True)
     _run([*prefix, "meson", "test", "-C", folder(variant), "--no-rebuild", "--print-errorlogs", *names], quiet=True)
