@@ -41,7 +41,8 @@ std::optional<Errc> error_of(const Result<T>& result) {
 // kImageBytes: LUN 0 is writable, LUN 1 read-only; a guest may have 4 channels, on 2 I/O threads.
 class Host {
  public:
-  Host() {
+  // `more`: further tables of each partition.
+  explicit Host(const std::string& more = "") {
     std::string config;
     for (const std::string name : {"one", "two"}) {
       for (const std::string image : {"-0.img", "-1.img"}) {
@@ -50,7 +51,7 @@ class Host {
       config += "[[partition]]\nname = '" + name + "'\nsocket = '" + name + ".sock'\nio_threads = 2\n" +
                 "[[partition.scsi]]\nname = 'scsi0'\nchannels = 4\n" +  //
                 "[[partition.scsi.disk]]\nlun = 0\npath = '" + name + "-0.img'\n" +
-                "[[partition.scsi.disk]]\nlun = 1\nreadonly = true\npath = '" + name + "-1.img'\n";
+                "[[partition.scsi.disk]]\nlun = 1\nreadonly = true\npath = '" + name + "-1.img'\n" + more;
     }
     daemon_ = std::make_unique<daemon::RunningDaemon>(directory_, config);
     const bool ready = daemon_->wait_until_ready();
@@ -71,10 +72,14 @@ class Host {
   [[nodiscard]] std::unique_ptr<ChildPartition> attach(const std::string& partition = "one",
                                                        std::uint32_t vp_count = 1) {
     std::string error_text;
-    auto child = ChildPartition::attach(
-        {.socket_path = directory_.path(partition + ".sock"), .vp_count = vp_count}, error_text);
+    auto child = ChildPartition::attach({.socket_path = socket(partition), .vp_count = vp_count}, error_text);
     INFO(error_text);
     return must(std::move(child));
+  }
+
+  // Its attach socket.
+  [[nodiscard]] std::string socket(const std::string& partition) const {
+    return directory_.path(partition + ".sock");
   }
 
   // Bytes of a disk's image, as the host has them.
