@@ -38,6 +38,10 @@ FUZZ = Variant(
     ("-Db_sanitize=address,undefined", *_SANITIZED, "-Dfuzz=true", "-Dtests=false", "-Dbench=disabled", "-Dcpp_args=-fsanitize=fuzzer-no-link"),
     "clang++",
 )
+# What tools/test coverage builds. Threads count the same lines.
+COVERAGE = Variant(
+    "coverage", "-coverage", ("-Db_coverage=true", "-Doptimization=0", "-Dbench=disabled", "-Dcpp_args=-fprofile-update=atomic"), "g++"
+)
 
 # What guests need of a build, as ninja's targets.
 PROGRAMS = ("daemon/vmbusd", "vmm/vmbus-vmm")

@@ -8,6 +8,7 @@ import threading
 import time
 
 import build
+import coverage
 import dpdk
 import distro_image
 import fetch
@@ -38,6 +39,7 @@ def parse_arguments():
             "  unit   meson's unit tests, the quick part",
             "  asan   the same under the address and undefined behaviour sanitizers",
             "  tsan   the same under the thread sanitizer",
+            "  coverage  how much of the guest-facing code the unit tests run; only where it is named, and alone",
             "  guest  stock Debian guests on vmbusd, in an emulated root partition where KVM lacks the Hyper-V SynIC:",
             *(f"    guest/{name}: {function.__doc__.splitlines()[0]}" for name, function in scenarios.SCENARIOS.items()),
         ]
@@ -124,6 +126,8 @@ def run_guests(arguments, report):
 
 def main():
     arguments = parse_arguments()
+    if arguments.names == ["coverage"]:
+        return 0 if coverage.report() else 1
     if not build.configure():
         return run.fail("tools/test: meson cannot configure the build")
     if arguments.list:
