@@ -26,7 +26,7 @@ def report():
     for pattern in FACING:
         command += ["--filter", pattern]
     result = subprocess.run(
-        [str(word) for word in [*command, "."]], cwd=build.SOURCE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        [str(word) for word in [*command, folder]], cwd=build.SOURCE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
     )
     summary = json.loads(result.stdout)
     below = 0
