@@ -154,18 +154,20 @@ def main():
     }
     results = run.keep_folder(arguments.keep)
     rows = []
-    failures = 0
+    failed = []
 
     def heard(outcome):
-        nonlocal failures
         if outcome["result"] == "passed":
             rows.extend(row_of(said) for said in outcome["data"])
             print(f"  {outcome['name']}: {turns[outcome['name']]}, {outcome['seconds']:.0f} s", flush=True)
         else:
-            failures += 1
+            failed.append(outcome["name"])
             print(f"  {outcome['name']}: {turns[outcome['name']]} failed: {outcome['reason']}", flush=True)
 
     run.outcomes(plan, results, mode == "emulated", heard)
+    if failed:  # an emulated root partition may freeze under a guest: once more, so that none has fewer turns
+        plan["scenarios"], failed = failed, []
+        run.outcomes(plan, results, mode == "emulated", heard)
     print_table(medians(rows))
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
@@ -173,11 +175,11 @@ def main():
             file.write("\n")
     if arguments.html:
         pathlib.Path(arguments.html).write_text(report(medians(rows), mode, arguments), encoding="utf-8")
-    if failures or arguments.keep:
+    if failed or arguments.keep:
         print(f"logs: {results}")
     else:
         shutil.rmtree(results, ignore_errors=True)
-    return 1 if failures else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
