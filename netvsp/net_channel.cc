@@ -296,7 +296,7 @@ Result<void> NetChannel::handle_message(const ring::Packet& packet, std::span<co
 }
 
 Result<void> NetChannel::owe(const ring::Packet& packet, const NvspCompletion& completion) {
-  if (!packet.completion_requested) return {};
+  if (!packet.completion_requested()) return {};
   return owe(packet.transaction_id, completion);
 }
 

@@ -103,7 +103,7 @@ void PrimaryChannel::offer_sub_channels() {
 
 void PrimaryChannel::find_buffer(const ring::Packet& packet, std::uint32_t gpadl, bool receive) {
   Lookup& lookup = receive ? receive_lookup_ : send_lookup_;
-  lookup = {true, packet.completion_requested, packet.transaction_id};
+  lookup = {true, packet.completion_requested(), packet.transaction_id};
   host_.find_gpadl(channel(), gpadl, [this, receive](std::shared_ptr<const vmbus::Gpadl> found) {
     if (receive) {
       receive_buffer_found(std::move(found));

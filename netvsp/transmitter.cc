@@ -110,7 +110,7 @@ TransmitPacket& Transmitter::take_packet(const ring::Packet& packet) {
   free_packets_.pop_front();
   taken.transaction_id = packet.transaction_id;
   taken.frames = 0;
-  taken.wants_completion = packet.completion_requested;
+  taken.wants_completion = packet.completion_requested();
   taken.unpacked = false;
   taken.status = NvspStatus::kSuccess;
   return taken;
@@ -210,7 +210,7 @@ bool Transmitter::send_alone(const ring::Packet& packet, const NvspSendRndisPack
   const BackendQueue::Sent sent = turn.queue.transmit(frame);
   if (sent == BackendQueue::Sent::kDone || sent == BackendQueue::Sent::kLost) [[likely]] {
     count_sent(frame, sent == BackendQueue::Sent::kDone);
-    if (!packet.completion_requested) return true;
+    if (!packet.completion_requested()) return true;
     if (finished_.empty()) {
       const Result<bool> written =
           write_completion(turn.completions, packet.transaction_id, NvspStatus::kSuccess);

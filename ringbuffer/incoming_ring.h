@@ -7,6 +7,7 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <utility>
 
@@ -17,16 +18,17 @@
 
 namespace vmbusd::ring {
 
-// One packet, as its descriptor (a private copy, checked) describes it. The bytes still lie in the ring,
-// where the guest can change them: copy them out once with IncomingRing::read_payload.
-struct Packet {
-  PacketType type;
-  bool completion_requested;
-  std::uint64_t transaction_id;
-  std::uint32_t position;        // ring offset of the descriptor
+// One packet: a private copy of its descriptor, checked, and what follows from it. The bytes still lie in the
+// ring, where the guest can change them: copy them out once with IncomingRing::read_payload.
+struct Packet : PacketDescriptor {
   std::uint32_t extension_size;  // bytes between descriptor and payload; at least 8 where the type has one
   std::uint32_t payload_size;    // rounded up to 8 by the sender: protocols carry their own lengths
-  const std::byte* payload;      // guest-controlled; nullptr where it is not one run of host memory
+  // guest-controlled; behind the extension. nullptr where descriptor to payload are not one run of host
+  // memory.
+  const std::byte* payload;
+  std::uint32_t position;  // ring offset of the descriptor, where `payload` is nullptr
+
+  [[nodiscard]] bool completion_requested() const { return flags != 0; }
 };
 
 // One thread at a time. The host's read position is private; the shared read_index is written only.
@@ -36,7 +38,7 @@ struct Packet {
 //   if (!unmask()) go on reading                              before sleeping
 class IncomingRing {
  public:
-  explicit IncomingRing(RingMemory memory) : memory_(std::move(memory)) {}
+  explicit IncomingRing(RingMemory memory) : memory_(std::move(memory)) { set_read_position(0); }
 
   // Takes up the ring where its indices stand, at channel open; masked afterwards. Errc::kRingCorrupt where
   // an index is out of range or misaligned.
@@ -68,23 +70,30 @@ class IncomingRing {
 
   [[nodiscard]] std::uint32_t size() const { return memory_.size(); }
   [[nodiscard]] RingView look() const { return memory_.look(); }
-  [[nodiscard]] std::uint32_t read_position() const { return read_position_; }
+  [[nodiscard]] std::uint32_t read_position() const { return static_cast<std::uint32_t>(at_ - begin()); }
 
  private:
   [[nodiscard]] std::atomic_ref<std::uint32_t> shared(std::uint32_t ControlPage::*field) const {
     return std::atomic_ref<std::uint32_t>(memory_.control()->*field);
   }
-  [[nodiscard]] Result<const Packet*> accept(std::array<std::uint64_t, 2> words, std::uint32_t available,
-                                             const std::byte* linear);
+  // Describes a packet in packet_ if its descriptor, of which `words` are a private copy, is in order; `at`
+  // is where it stands, nullptr where that is not one run.
+  [[nodiscard]] Result<void> accept(std::array<std::uint64_t, 2> words, std::size_t available,
+                                    const std::byte* at);
   [[nodiscard]] Result<const Packet*> next_in_pieces();
+  [[nodiscard]] std::uintptr_t begin() const { return reinterpret_cast<std::uintptr_t>(memory_.linear(0)); }
+  // Nothing is known of what stands there.
+  void set_read_position(std::uint32_t position) { at_ = run_end_ = begin() + position; }
   // Whether handing back the room from `old_position` on satisfies a producer that waits for `pending` bytes.
   [[nodiscard]] bool wakes_producer(std::uint32_t old_position, std::uint32_t pending) const;
 
   RingMemory memory_;
-  std::uint32_t read_position_ = 0;      // next packet
+  // Host addresses of the next packet and of the end of what is known to be written from there on as one run,
+  // at most ring_run(). In segmented memory, which has no runs, both are the next packet's ring offset.
+  std::uintptr_t at_ = 0;
+  std::uintptr_t run_end_ = 0;
   std::uint32_t released_position_ = 0;  // shared read_index as we wrote it last
   std::uint32_t write_position_ = 0;     // shared write_index as seen and checked last
-  std::uint32_t linear_bytes_ = 0;       // ring_run() between both; 0: unknown, or segmented
   Packet packet_{};                      // that next() gave
 };
 
@@ -106,52 +115,50 @@ inline constexpr std::uint32_t packet_end(std::uint64_t descriptor_word) {
 }
 
 [[gnu::always_inline]] inline Result<const Packet*> IncomingRing::next() {
-  if (linear_bytes_ < kSmallestPacket) {
-    if (read_position_ == write_position_) {
+  if (at_ == run_end_) {
+    const std::uint32_t position = read_position();
+    if (position == write_position_) {
       // acquire: pairs with the producer's store of write_index behind the packets that it covers
       // (hv_ringbuffer_write; OutgoingRing::commit).
       const std::uint32_t write_index = shared(&ControlPage::write_index).load(std::memory_order_acquire);
-      if (write_index == read_position_) return nullptr;
+      if (write_index == position) return nullptr;
       if (!valid_index(write_index, size())) [[unlikely]] {
         return fail(Errc::kRingCorrupt, "write_index is outside the ring or misaligned");
       }
       write_position_ = write_index;
     }
-    linear_bytes_ = memory_.is_linear() ? ring_run(read_position_, write_position_, size()) : 0;
-    if (linear_bytes_ < kSmallestPacket) [[unlikely]] {
-      return next_in_pieces();
+    // As ring_run(), which is not 0 where the producer has not come around.
+    if (position < write_position_ && memory_.is_linear()) [[likely]] {
+      run_end_ = at_ + (write_position_ - position);
+    } else {
+      if (!memory_.is_linear() || position + kPacketAlign == size()) return next_in_pieces();
+      run_end_ = at_ + ring_run(position, write_position_, size());
     }
   }
-  const std::byte* const at = memory_.linear(read_position_);
-  const std::array<std::uint64_t, 2> words = {load_shared_word(at), load_shared_word(at + kPacketAlign)};
-  const std::uint32_t end = packet_end(words[0]);
-  // For a packet shorter than its descriptor this wraps, so that it is too long as well.
-  const std::uint32_t payload_size = end - kSmallestPacket;
-  if (payload_size > linear_bytes_ - kSmallestPacket) [[unlikely]] {
+  const auto* const at = reinterpret_cast<const std::byte*>(at_);
+  const std::uint64_t word = load_shared_word(at);
+  // For a packet shorter than its descriptor this wraps, at 32 bits, so that it is too long as well.
+  const std::uint32_t payload_size = packet_end(word) - kSmallestPacket;
+  const std::uintptr_t end = at_ + kSmallestPacket + payload_size;
+  if (end > run_end_) [[unlikely]] {
     return next_in_pieces();
   }
+  const std::array<std::uint64_t, 2> words = {word, load_shared_word(at + kPacketAlign)};
   // accept() for what most packets are: type, payload offset and flags are in order by one compare.
-  if ((words[0] & ~kPlainInbandFree) == kPlainInband) [[likely]] {
-    packet_ = {
-        .type = static_cast<PacketType>(words[0] & 0xffff),
-        .completion_requested = (words[0] >> 48) != 0,
-        .transaction_id = words[1],
-        .position = read_position_,
-        .extension_size = 0,
-        .payload_size = payload_size,
-        .payload = at + sizeof(PacketDescriptor),
-    };
-    read_position_ += end;
-    linear_bytes_ -= end;
-    return &packet_;
+  if ((word & ~kPlainInbandFree) == kPlainInband) [[likely]] {
+    std::memcpy(static_cast<PacketDescriptor*>(&packet_), words.data(), sizeof words);
+    packet_.extension_size = 0;
+    packet_.payload_size = payload_size;
+    packet_.payload = at + sizeof(PacketDescriptor);
+  } else {
+    VMBUSD_CHECK(accept(words, run_end_ - at_, at));
   }
-  return accept(words, linear_bytes_, at);
+  at_ = end;
+  return &packet_;
 }
 
-// Takes the packet at read_position_, if its descriptor is in order. `words` are a private copy of it.
-[[gnu::always_inline]] inline Result<const Packet*> IncomingRing::accept(std::array<std::uint64_t, 2> words,
-                                                                         std::uint32_t available,
-                                                                         const std::byte* linear) {
+[[gnu::always_inline]] inline Result<void> IncomingRing::accept(std::array<std::uint64_t, 2> words,
+                                                                std::size_t available, const std::byte* at) {
   const auto seen = std::bit_cast<PacketDescriptor>(words);
   const std::uint32_t length = packet_end(words[0]) - kTrailerSize;
   if (length + kTrailerSize > available) [[unlikely]] {
@@ -171,18 +178,11 @@ inline constexpr std::uint32_t packet_end(std::uint64_t descriptor_word) {
   if ((seen.flags & ~kFlagCompletionRequested) != 0) [[unlikely]] {
     return fail(Errc::kBadPacket, "packet has unknown flags");
   }
-  packet_ = {
-      .type = seen.type,
-      .completion_requested = seen.flags != 0,
-      .transaction_id = seen.transaction_id,
-      .position = read_position_,
-      .extension_size = payload_offset - static_cast<std::uint32_t>(sizeof seen),
-      .payload_size = length - payload_offset,
-      .payload = linear == nullptr ? nullptr : linear + payload_offset,
-  };
-  read_position_ += length + kTrailerSize;
-  linear_bytes_ = available - length - kTrailerSize;
-  return &packet_;
+  static_cast<PacketDescriptor&>(packet_) = seen;
+  packet_.extension_size = payload_offset - static_cast<std::uint32_t>(sizeof seen);
+  packet_.payload_size = length - payload_offset;
+  packet_.payload = at == nullptr ? nullptr : at + payload_offset;
+  return {};
 }
 
 [[gnu::always_inline]] inline void IncomingRing::read_payload(const Packet& packet, std::uint32_t offset,
@@ -200,25 +200,32 @@ inline constexpr std::uint32_t packet_end(std::uint64_t descriptor_word) {
 inline void IncomingRing::read_extension(const Packet& packet, std::uint32_t offset,
                                          std::span<std::byte> out) const {
   VMBUSD_ASSERT(offset + out.size() <= packet.extension_size);
+  if (packet.payload != nullptr) [[likely]] {
+    return copy_from_shared(out.data(), packet.payload - packet.extension_size + offset, out.size());
+  }
   const std::uint32_t skip = static_cast<std::uint32_t>(sizeof(PacketDescriptor)) + offset;
   memory_.copy_out(packet.position + skip, out);
 }
 
 inline std::uint64_t IncomingRing::extension_word(const Packet& packet, std::uint32_t offset) const {
   VMBUSD_ASSERT(offset < packet.extension_size && offset % kPacketAlign == 0);
+  if (packet.payload != nullptr) [[likely]] {
+    return load_shared_word(packet.payload - packet.extension_size + offset);
+  }
   const std::uint32_t skip = static_cast<std::uint32_t>(sizeof(PacketDescriptor)) + offset;
   return memory_.load_word(packet.position + skip);
 }
 
 inline bool IncomingRing::release() {
-  if (released_position_ == read_position_) return false;
-  const std::uint32_t old_position = std::exchange(released_position_, read_position_);
+  const std::uint32_t position = read_position();
+  if (released_position_ == position) return false;
+  const std::uint32_t old_position = std::exchange(released_position_, position);
   // seq_cst exchange, twice needed. As a release: all reads of packet bytes are done before the producer may
   // overwrite them (its acquire of read_index). As a full barrier: before the load of pending_send_size
   // below, whose partner is a producer that stores pending_send_size, fences and loads read_index
   // (hv_pkt_iter_close's counterpart in the sender; OutgoingRing::arm_space); and before the load of
   // write_index in unmask().
-  shared(&ControlPage::read_index).exchange(read_position_, std::memory_order_seq_cst);
+  shared(&ControlPage::read_index).exchange(position, std::memory_order_seq_cst);
   const std::uint32_t pending = shared(&ControlPage::pending_send_size).load(std::memory_order_seq_cst);
   return pending != 0 && wakes_producer(old_position, pending);
 }

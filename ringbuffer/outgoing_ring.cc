@@ -34,8 +34,10 @@ Result<std::uint32_t> OutgoingRing::load_read_index() {
 }
 
 // For a packet that the known linear room does not hold: looks for more room, then for pieces of it.
-Result<bool> OutgoingRing::write_in_pieces(PacketDescriptor descriptor, PacketToWrite packet) {
-  const std::uint32_t needed = std::uint32_t{descriptor.length8} * 8 + kTrailerSize;
+Result<bool> OutgoingRing::write_in_pieces(PacketToWrite packet) {
+  const std::uint32_t needed =
+      packet_size(packet.extension.size(), packet.payload.size() + packet.payload_tail.size());
+  const PacketDescriptor descriptor = describe(packet, needed - kTrailerSize);
   if (needed > free_bytes()) {
     if (needed > size() - kPacketAlign) return fail(Errc::kLimit, "packet is larger than the ring");
     VMBUSD_CHECK(load_read_index());

@@ -75,10 +75,12 @@ class OutgoingRing {
   }
   [[nodiscard]] Result<std::uint32_t> load_read_index();
   // By value: a packet whose address is passed on could not stay in registers on the common path either.
-  [[nodiscard]] Result<bool> write_in_pieces(PacketDescriptor descriptor, PacketToWrite packet);
+  [[nodiscard]] Result<bool> write_in_pieces(PacketToWrite packet);
   [[nodiscard]] std::uint32_t free_bytes() const {
     return ring_free(ring_distance(read_position_, write_position_, size()), size());
   }
+  // `length`: of the packet without its trailer.
+  [[nodiscard]] static PacketDescriptor describe(const PacketToWrite& packet, std::size_t length);
   static void place_linear(std::byte* at, const PacketDescriptor& descriptor, const PacketToWrite& packet,
                            std::uint32_t position);
   void place_in_pieces(const PacketDescriptor& descriptor, const PacketToWrite& packet);
@@ -95,29 +97,33 @@ class OutgoingRing {
 // Below: what runs for every packet or batch. write() is inlined always: what the caller knows of a packet
 // (type, no extension, a struct as the payload) is then decided and copied by the compiler.
 
+[[gnu::always_inline]] inline PacketDescriptor OutgoingRing::describe(const PacketToWrite& packet,
+                                                                      std::size_t length) {
+  return {
+      .type = packet.type,
+      .data_offset8 = static_cast<std::uint16_t>((sizeof(PacketDescriptor) + packet.extension.size()) / 8),
+      .length8 = static_cast<std::uint16_t>(length / 8),
+      .flags = packet.completion_requested ? kFlagCompletionRequested : std::uint16_t{0},
+      .transaction_id = packet.transaction_id,
+  };
+}
+
 [[gnu::always_inline]] inline Result<bool> OutgoingRing::write(const PacketToWrite& packet) {
   VMBUSD_ASSERT(packet.extension.size() % kPacketAlign == 0);
   const std::size_t content =
       packet.extension.size() +
       (packet.payload.size() + packet.payload_tail.size() + kPacketAlign - 1) / kPacketAlign * kPacketAlign;
   const std::size_t length = sizeof(PacketDescriptor) + content;
+  const std::size_t needed = length + kTrailerSize;
   if (length > kMaxPacketSize) [[unlikely]] {
     return fail(Errc::kLimit, "packet is larger than a descriptor can say");
   }
-  const PacketDescriptor descriptor = {
-      .type = packet.type,
-      .data_offset8 = static_cast<std::uint16_t>((sizeof descriptor + packet.extension.size()) / 8),
-      .length8 = static_cast<std::uint16_t>(length / 8),
-      .flags = packet.completion_requested ? kFlagCompletionRequested : std::uint16_t{0},
-      .transaction_id = packet.transaction_id,
-  };
-  if (length + kTrailerSize > linear_room_) [[unlikely]] {
-    return write_in_pieces(descriptor, packet);
+  if (needed > linear_room_) [[unlikely]] {
+    return write_in_pieces(packet);
   }
-  place_linear(memory_.linear(write_position_), descriptor, packet, write_position_);
-  const auto needed = static_cast<std::uint32_t>(length + kTrailerSize);
-  write_position_ += needed;
-  linear_room_ -= needed;
+  place_linear(memory_.linear(write_position_), describe(packet, length), packet, write_position_);
+  write_position_ += static_cast<std::uint32_t>(needed);
+  linear_room_ -= static_cast<std::uint32_t>(needed);
   return true;
 }
 

@@ -273,7 +273,7 @@ void StorChannel::receive(const ring::Packet& packet) {
   StorRequest& request = free_.front();
   free_.pop_front();
   request.transaction_id = packet.transaction_id;
-  request.answer_wanted = packet.completion_requested;
+  request.answer_wanted = packet.completion_requested();
   request.sequence = next_sequence_++;
   request.aborted = false;
   request.job = nullptr;

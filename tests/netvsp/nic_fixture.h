@@ -459,7 +459,7 @@ class GuestNic final : private devices::DeviceHost {
     const auto rndis = read_at<NvspSendRndisPacket>(payload);
     CHECK(rndis.type == NvspType::kSendRndisPacket);
     CHECK(rndis.send_section_index == kNoSendSection);
-    CHECK(packet.completion_requested);
+    CHECK(packet.completion_requested());
     // DPDK's and Linux' bounds.
     CHECK(packet.transaction_id < section_.sub_allocations);
     Bytes extension(packet.extension_size);

@@ -113,7 +113,7 @@ TEST_CASE("packets have the bytes that drivers expect", "[ringbuffer]") {
         REQUIRE(reader.attach());
         const Packet packet = take(reader);
         CHECK(packet.type == c.type);
-        CHECK(packet.completion_requested == c.completion_requested);
+        CHECK(packet.completion_requested() == c.completion_requested);
         CHECK(packet.transaction_id == c.transaction_id);
         CHECK(extension_of(reader, packet) == c.extension);
         std::vector<std::byte> padded = c.payload;
