@@ -123,6 +123,9 @@ int main(int argc, char** argv) {
       "storage", "Reads of a user-space guest's, beside fio with io_uring on the same file"));
   storage_command->add_option("--directory", storage.directory, "Where the file is made")
       ->capture_default_str();
+  CLI::Option* const no_file =
+      storage_command->add_flag("!--no-file", storage.file, "Without the file and fio");
+  storage_command->add_flag("!--no-null", storage.null, "Without the null back end")->excludes(no_file);
   storage_command->add_flag("!--cached", storage.direct, "Without O_DIRECT, for file systems that lack it");
   storage_command->add_option("--rounds", storage.rounds, "Interleaved runs of each")->capture_default_str();
   storage_command->add_option("--seconds", storage.seconds, "Of each run")->capture_default_str();

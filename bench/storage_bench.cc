@@ -287,23 +287,32 @@ Result<nlohmann::json> measure_storage(const StorageOptions& options, bool quiet
       std::vector<Run> fio_runs;
       std::vector<Run> null_runs;
       for (std::uint32_t round = 0; round < options.rounds; ++round) {
-        VMBUSD_TRY(const Run file_run, run(*host, readers, kFileLun, options.seconds));
-        file_runs.push_back(file_run);
-        fio_runs.push_back(run_fio(file, options, block_bytes, depth));
-        VMBUSD_TRY(const Run null_run, run(*host, readers, kNullLun, options.seconds));
-        null_runs.push_back(null_run);
+        if (options.file) {
+          VMBUSD_TRY(const Run file_run, run(*host, readers, kFileLun, options.seconds));
+          file_runs.push_back(file_run);
+          fio_runs.push_back(run_fio(file, options, block_bytes, depth));
+        }
+        if (options.null) {
+          VMBUSD_TRY(const Run null_run, run(*host, readers, kNullLun, options.seconds));
+          null_runs.push_back(null_run);
+        }
       }
       // The primary last: closing it takes its sub-channels back.
       for (auto reader = readers.rbegin(); reader != readers.rend(); ++reader)
         VMBUSD_CHECK((*reader)->close());
-      nlohmann::json ours = row_of("file", block_bytes, depth, file_runs);
-      const nlohmann::json peer = row_of("fio", block_bytes, depth, fio_runs);
-      if (const double fio_iops = peer["iops"]["median"]; fio_iops > 0) {
-        ours["iops_to_fio"] = ours["iops"]["median"].get<double>() / fio_iops;
-        ours["latency_to_fio"] =
-            ours["latency_us"]["median"].get<double>() / peer["latency_us"]["median"].get<double>();
+      std::vector<nlohmann::json> measured;
+      if (options.file) {
+        nlohmann::json ours = row_of("file", block_bytes, depth, file_runs);
+        const nlohmann::json peer = row_of("fio", block_bytes, depth, fio_runs);
+        if (const double fio_iops = peer["iops"]["median"]; fio_iops > 0) {
+          ours["iops_to_fio"] = ours["iops"]["median"].get<double>() / fio_iops;
+          ours["latency_to_fio"] =
+              ours["latency_us"]["median"].get<double>() / peer["latency_us"]["median"].get<double>();
+        }
+        measured = {ours, peer};
       }
-      for (const nlohmann::json& row : {ours, peer, row_of("null", block_bytes, depth, null_runs)}) {
+      if (options.null) measured.push_back(row_of("null", block_bytes, depth, null_runs));
+      for (const nlohmann::json& row : measured) {
         if (!quiet) print_row(row);
         rows.push_back(row);
       }

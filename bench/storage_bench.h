@@ -15,6 +15,8 @@ struct StorageOptions {
   std::string vmbusd;
   std::string directory = "/var/tmp";  // where the file is made: its file system is what is measured
   bool direct = true;                  // O_DIRECT, for both sides
+  bool file = true;                    // measures that back end, and fio
+  bool null = true;                    // likewise
   std::uint32_t rounds = 5;
   double seconds = 1;  // of each run
   std::uint32_t halt_poll_us = kHaltPollUs;

@@ -81,7 +81,7 @@ def spread_text(spread):
 
 
 def print_table(entries):
-    widths = (40, 26, 22, 26, 22, 14)
+    widths = (44, 24, 22, 24, 24, 15)
     print()
     print("".join(f"{text:{width}}" for text, width in zip(("", "vmbusd", "beside", "", "ratio", "goal"), widths)))
     for entry in entries:
