@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/assert.h"
+#include "base/thread_role.h"
 #include "io/poll_time.h"
 #include "io/turn_taking.h"
 
@@ -51,6 +52,18 @@ constexpr RequiredOpcode kRequiredOpcodes[] = {
     {IORING_OP_READ, "io_uring lacks IORING_OP_READ (Linux 5.6)"},
     {IORING_OP_WRITE, "io_uring lacks IORING_OP_WRITE (Linux 5.6)"},
 };
+// What the rings of this process may do; everything else the kernel refuses with EACCES, so that a process
+// which may not open a file cannot have its io_uring open one (Linux 5.10).
+constexpr std::uint8_t kAllowedOpcodes[] = {
+    IORING_OP_READV,     IORING_OP_WRITEV, IORING_OP_READ, IORING_OP_WRITE,    IORING_OP_FSYNC,
+    IORING_OP_FALLOCATE, IORING_OP_SEND,   IORING_OP_RECV, IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL,
+};
+constexpr std::uint8_t kAllowedEntryFlags = IOSQE_CQE_SKIP_SUCCESS | IOSQE_IO_HARDLINK;
+constexpr std::uint8_t kAllowedRegistrations[] = {
+    IORING_REGISTER_ENABLE_RINGS,
+    IORING_REGISTER_RING_FDS,
+    IORING_UNREGISTER_RING_FDS,
+};
 struct RequiredFeature {
   std::uint32_t feature;
   const char* missing;
@@ -72,9 +85,12 @@ constexpr std::array<unsigned, 3> kSetupFlags = {
     0,
 };
 
-// liburing 2.3 declares io_uring_enable_rings() but its library does not export it.
+// liburing 2.3 declares functions for these two but its library does not export them. 0 or an errno value.
+int register_with(const io_uring& ring, unsigned what, const void* argument, std::size_t count) {
+  return ::syscall(__NR_io_uring_register, ring.ring_fd, what, argument, count) == 0 ? 0 : errno;
+}
 bool enable_ring(const io_uring& ring) {
-  return ::syscall(__NR_io_uring_register, ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) == 0;
+  return register_with(ring, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) == 0;
 }
 
 // An invariant of ours is broken where the kernel refuses the ring as such; want of resources is not.
@@ -131,6 +147,7 @@ struct Worker::Impl {
 
   Result<void> set_up();
   Result<void> check_abilities();
+  Result<void> restrict_ring();
   void turn();
   bool run_posted();
   bool expire_timers();
@@ -182,7 +199,8 @@ Result<void> Worker::Impl::set_up() {
   }
   if (error != 0) return fail_os(error, "cannot create io_uring");
   ring_made = true;
-  return check_abilities();
+  VMBUSD_CHECK(check_abilities());
+  return restrict_ring();
 }
 
 Result<void> Worker::Impl::check_abilities() {
@@ -198,6 +216,29 @@ Result<void> Worker::Impl::check_abilities() {
     }
   }
   can_skip_completion = (ring.features & IORING_FEAT_CQE_SKIP) != 0;
+  return {};
+}
+
+Result<void> Worker::Impl::restrict_ring() {
+  constexpr std::size_t kCount = std::size(kAllowedOpcodes) + 1 + std::size(kAllowedRegistrations);
+  std::array<io_uring_restriction, kCount> allowed{};
+  io_uring_restriction* next = allowed.data();
+  for (const std::uint8_t opcode : kAllowedOpcodes) {
+    next->opcode = IORING_RESTRICTION_SQE_OP;
+    (next++)->sqe_op = opcode;
+  }
+  next->opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+  (next++)->sqe_flags = kAllowedEntryFlags;
+  for (const std::uint8_t registration : kAllowedRegistrations) {
+    next->opcode = IORING_RESTRICTION_REGISTER_OP;
+    (next++)->register_op = registration;
+  }
+  int refused = register_with(ring, IORING_REGISTER_RESTRICTIONS, allowed.data(), allowed.size());
+  if (refused == EINVAL) {
+    // A kernel before 5.18 does not know the last two.
+    refused = register_with(ring, IORING_REGISTER_RESTRICTIONS, allowed.data(), allowed.size() - 2);
+  }
+  if (refused != 0) return fail_os(refused, "io_uring takes no restrictions");
   return {};
 }
 
@@ -402,13 +443,15 @@ void Worker::start() {
   // Signals are for the threads that expect them; those that tell of a fault are the faulting thread's.
   sigset_t blocked;
   ::sigfillset(&blocked);
-  for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT}) ::sigdelset(&blocked, fault);
+  for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS})
+    ::sigdelset(&blocked, fault);
   sigset_t before;
   VMBUSD_ASSERT(::pthread_sigmask(SIG_BLOCK, &blocked, &before) == 0);
   impl_->thread = std::thread([this] {
     constexpr std::size_t kThreadNameMax = 15;  // [linux: TASK_COMM_LEN]
     ::pthread_setname_np(::pthread_self(), impl_->options.name.substr(0, kThreadNameMax).c_str());
     if (impl_->options.takes_turns) impl_->take_turns();
+    thread_started(ThreadRole::kIo);
     run();
   });
   VMBUSD_ASSERT(::pthread_sigmask(SIG_SETMASK, &before, nullptr) == 0);

@@ -1,6 +1,7 @@
 #include "io/worker.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -396,7 +397,7 @@ TEST_CASE("a full submission queue is back-pressure", "[io]") {
   const auto fill = [&] {
     int taken = 0;
     while (io_uring_sqe* sqe = worker->sqe(op)) {
-      io_uring_prep_nop(sqe);
+      io_uring_prep_fsync(sqe, -1, 0);
       ++taken;
     }
     return taken;
@@ -429,6 +430,22 @@ TEST_CASE("operations complete with io_uring's result", "[io]") {
   CHECK(read.last_result == 4);
   CHECK(std::string(buffer.data()) == "mbus");
   CHECK(bad.last_result == -EBADF);
+}
+
+TEST_CASE("a ring does what workers need and nothing else", "[io]") {
+  RunningWorker worker;
+  CountingOp open;
+  CountingOp flagged;
+  const UniqueFd fd = make_eventfd();
+  worker.call([&] {
+    io_uring_prep_openat(worker->sqe(open), AT_FDCWD, "/", O_RDONLY, 0);
+    io_uring_sqe* const sqe = worker->sqe(flagged);
+    io_uring_prep_poll_add(sqe, fd.get(), POLLOUT);
+    sqe->flags = IOSQE_ASYNC;
+  });
+  CHECK(worker.wait_until([&] { return open.completions == 1 && flagged.completions == 1; }));
+  CHECK(open.last_result == -EACCES);
+  CHECK(flagged.last_result == -EACCES);
 }
 
 TEST_CASE("a pollable is polled while it has work, then asked before it sleeps", "[io]") {
