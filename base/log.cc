@@ -38,10 +38,17 @@ spdlog::logger& logger() {
   return *instance;
 }
 
+std::atomic<bool> one_guest{false};
+LineBudget all_budget{LogScope::kGuestLinesPerSecondOfAll};
+
 }  // namespace
 
 void log_init(LogLevel least) {
   logger().set_level(to_spdlog(least));
+}
+
+void log_serve_one_guest() {
+  one_guest.store(true);
 }
 
 void log_set_level(LogLevel least) {
@@ -65,18 +72,26 @@ void LogScope::write(LogLevel level, fmt::string_view format, fmt::format_args a
   log_write(level, subject_, fmt::vformat(format, args));
 }
 
-bool LogScope::take_guest_line() {
+bool LineBudget::take(std::uint32_t& dropped) {
+  dropped = 0;
   const std::int64_t now_s =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch())
           .count();
   if (window_s_.exchange(now_s, std::memory_order_relaxed) != now_s) {
     const std::uint32_t used = used_.exchange(0, std::memory_order_relaxed);
-    if (used > kGuestLinesPerSecond) {
-      log_write(LogLevel::kWarning, subject_,
-                fmt::format("{} similar lines dropped", used - kGuestLinesPerSecond));
-    }
+    dropped = used > lines_ ? used - lines_ : 0;
   }
-  return used_.fetch_add(1, std::memory_order_relaxed) < kGuestLinesPerSecond;
+  return used_.fetch_add(1, std::memory_order_relaxed) < lines_;
+}
+
+bool LogScope::take_guest_line() {
+  std::uint32_t dropped = 0;
+  const bool mine = budget_.take(dropped);
+  if (dropped != 0) log_write(LogLevel::kWarning, subject_, fmt::format("{} similar lines dropped", dropped));
+  if (!mine || !one_guest.load(std::memory_order_relaxed)) return mine;
+  const bool ours = all_budget.take(dropped);
+  if (dropped != 0) log_write(LogLevel::kWarning, subject_, fmt::format("{} lines of all dropped", dropped));
+  return ours;
 }
 
 }  // namespace vmbusd

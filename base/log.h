@@ -25,8 +25,25 @@ void log_set_level(LogLevel least);
 // Writes one line "<subject>: <text>". Thread-safe. `subject` names the object, for example "guest1/disk0".
 void log_write(LogLevel level, std::string_view subject, std::string_view text);
 
+// This process serves one guest: all its LogScopes share LogScope::kGuestLinesPerSecondOfAll too. Once.
+void log_serve_one_guest();
+
 // "cannot map region: Invalid argument"
 [[nodiscard]] std::string describe(const Error& error);
+
+// So many lines a second; any thread.
+class LineBudget {
+ public:
+  explicit LineBudget(std::uint32_t lines_per_second) : lines_(lines_per_second) {}
+
+  // Whether there is one left. `dropped`, where a second has gone by: how many there were not in the last.
+  [[nodiscard]] bool take(std::uint32_t& dropped);
+
+ private:
+  const std::uint32_t lines_;
+  std::atomic<std::int64_t> window_s_{0};
+  std::atomic<std::uint32_t> used_{0};
+};
 
 // The subject of log lines plus a budget for what a guest can cause. Owned by the partition or device that it
 // names, shared by its threads.
@@ -69,14 +86,15 @@ class LogScope {
   }
 
   static constexpr std::uint32_t kGuestLinesPerSecond = 10;
+  // Of all objects together, in a process that serves one guest.
+  static constexpr std::uint32_t kGuestLinesPerSecondOfAll = 100;
 
  private:
   void write(LogLevel level, fmt::string_view format, fmt::format_args args) const;
   [[nodiscard]] bool take_guest_line();
 
   std::string subject_;
-  std::atomic<std::int64_t> window_s_{0};
-  std::atomic<std::uint32_t> used_{0};
+  LineBudget budget_{kGuestLinesPerSecond};
 };
 
 }  // namespace vmbusd

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "base/assert.h"
@@ -55,6 +56,7 @@ void AttachSocket::close(std::function<void()> closed) {
   closed_ = std::move(closed);
   down_ = true;
   queue_.clear();
+  control_.disarm(read_timer_);
   // Ends a wait for writability, too.
   ::shutdown(socket_.get(), SHUT_RDWR);
   if (watch_.active()) watch_.stop([this] { settle(); });
@@ -64,6 +66,7 @@ void AttachSocket::close(std::function<void()> closed) {
 void AttachSocket::readable() {
   for (int i = 0; i < kReceiveBudget; ++i) {
     if (down_) return;
+    if (!may_read()) return control_.arm(read_timer_, paid_until_ + kReceiveBudget * kInterval);
     Result<std::optional<partition::Datagram>> datagram = partition::receive_datagram(socket_.get(), false);
     if (!datagram) {
       fail(datagram.error());
@@ -78,6 +81,13 @@ void AttachSocket::readable() {
   }
   // The watch tells of new datagrams only, so what is left must be fetched unasked.
   later([this] { readable(); });
+}
+
+bool AttachSocket::may_read() {
+  paid_until_ = std::max(paid_until_, control_.now() - kBurst * kInterval);
+  if (paid_until_ + kInterval > control_.now()) return false;
+  paid_until_ += kInterval;
+  return true;
 }
 
 void AttachSocket::flush() {

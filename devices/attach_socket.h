@@ -1,6 +1,7 @@
 // The VMM's connection on the control worker: datagrams in, datagrams out without ever blocking.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <functional>
@@ -19,6 +20,11 @@ class AttachSocket {
  public:
   // Datagrams that wait for the VMM to read; one that leaves more unread has stopped taking part.
   static constexpr std::size_t kMaxQueued = 8192;
+  // Datagrams that are taken: one an interval in the long run, a burst after a quiet time. What a guest may
+  // lend at most takes 12,000. More wait in the socket, and so does whoever sends them: the VMM, and the
+  // guest's processor for which it posts a message.
+  static constexpr std::chrono::microseconds kInterval{100};
+  static constexpr int kBurst = 16384;
 
   // `received` gets each datagram; an error it returns, like any error of the socket, goes to `failed` once.
   AttachSocket(io::Worker& control, UniqueFd socket,
@@ -43,6 +49,15 @@ class AttachSocket {
    private:
     AttachSocket& socket_;
   };
+  // Goes on reading after the sender's pause.
+  class ReadTimer final : public io::Timer {
+   public:
+    explicit ReadTimer(AttachSocket& socket) : socket_(socket) {}
+    void expired() noexcept override { socket_.readable(); }
+
+   private:
+    AttachSocket& socket_;
+  };
   struct Queued {
     std::vector<std::byte> bytes;
     std::vector<UniqueFd> fds;
@@ -51,6 +66,7 @@ class AttachSocket {
   static constexpr int kReceiveBudget = 64;
 
   void readable();
+  [[nodiscard]] bool may_read();
   void flush();
   void wait_writable();
   void fail(const Error& error);
@@ -65,7 +81,9 @@ class AttachSocket {
   io::FdWatch watch_;
   WritableOp writable_{*this};
   bool waiting_writable_ = false;
-  int posted_ = 0;  // functions that wait in the control worker
+  ReadTimer read_timer_{*this};
+  io::Clock::time_point paid_until_;  // the datagrams so far, at one an interval
+  int posted_ = 0;                    // functions that wait in the control worker
   bool down_ = false;
   std::deque<Queued> queue_;
 };

@@ -230,7 +230,7 @@ Result<bool> StorChannel::service(std::uint32_t budget) {
       VMBUSD_TRY(const bool written, write_waiting_answers());
       if (!written) break;
     }
-    if (free_.empty()) break;
+    if (full()) break;
     VMBUSD_TRY(const ring::Packet* const packet, channel_->incoming().next());
     if (!packet) return worked;
     receive(*packet);
@@ -241,7 +241,7 @@ Result<bool> StorChannel::service(std::uint32_t budget) {
     VMBUSD_TRY(const bool written, write_waiting_answers());
     if (!written) worked = false;
   }
-  if (free_.empty() || !answers_.empty()) channel_->stall();
+  if (full() || !answers_.empty()) channel_->stall();
   return worked;
 }
 
@@ -276,6 +276,7 @@ void StorChannel::receive(const ring::Packet& packet) {
   request.answer_wanted = packet.completion_requested();
   request.sequence = next_sequence_++;
   request.aborted = false;
+  request.bytes = 0;
   request.job = nullptr;
   const std::size_t known = session_.version() != 0 ? session_.packet_size() : sizeof request.packet;
   const std::size_t size = std::min<std::size_t>(packet.payload_size, known);
@@ -386,6 +387,8 @@ bool StorChannel::map_buffer(StorRequest& request, const ring::Packet& packet, s
     if (left == 0) break;
   }
   request.buffers = builder.built();
+  request.bytes = length;
+  bytes_in_hand_ += length;
   return true;
 }
 

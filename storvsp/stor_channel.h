@@ -65,6 +65,7 @@ class StorRequest final : public DiskRequest {
   std::uint64_t sequence = 0;  // of arrival
   StorJob* job = nullptr;      // of an outstanding command that has one
   std::uint32_t answer_size = 0;
+  std::uint32_t bytes = 0;  // that it moves, against StorChannel::kBytesInHandMax
   bool answer_wanted = false;
   bool aborted = false;     // by a reset
   vstor::SrbPacket packet;  // the guest's; becomes the answer
@@ -133,7 +134,12 @@ class StorChannel final : public devices::ChannelHandler {
   // False: the outgoing ring is full, and the guest will signal when it is not.
   [[nodiscard]] Result<bool> write_waiting_answers();
   [[nodiscard]] Result<bool> write_answer(const StorRequest& request);
-  void release(StorRequest& request) { free_.push_front(request); }
+  void release(StorRequest& request) {
+    bytes_in_hand_ -= request.bytes;
+    free_.push_front(request);
+  }
+  // No more is taken out of the ring before something is answered.
+  [[nodiscard]] bool full() const { return free_.empty() || bytes_in_hand_ >= kBytesInHandMax; }
 
   ControllerState& state_;
   OfferSubChannels offer_sub_channels_;
@@ -153,6 +159,11 @@ class StorChannel final : public devices::ChannelHandler {
   std::array<StorJob, kJobs> jobs_;
   StorJob* free_job_ = nullptr;
   std::uint64_t next_sequence_ = 0;
+
+  // Of the host's disk, for which other guests wait too. More than it needs to be busy: 64 of the largest
+  // transfers that Linux makes.
+  static constexpr std::uint64_t kBytesInHandMax = 64u << 20;
+  std::uint64_t bytes_in_hand_ = 0;  // that requests move which are not free
 
   List free_;
   List outstanding_;  // in order of arrival

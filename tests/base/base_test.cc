@@ -1,3 +1,6 @@
+#include <chrono>
+#include <thread>
+
 #include "base/guid.h"
 #include "base/log.h"
 #include "base/result.h"
@@ -57,6 +60,19 @@ TEST_CASE("VMBUSD_TRY binds or returns", "[base]") {
   CHECK(twice(21).value() == 42);
   CHECK(twice(fail(Errc::kLimit, "too many")).error().code == Errc::kLimit);
   CHECK(describe(Error{Errc::kOs, 22, "cannot map"}) == "cannot map: Invalid argument");
+}
+
+TEST_CASE("a budget of lines is for a second", "[base]") {
+  constexpr std::uint32_t kLines = 3;
+  LineBudget budget(kLines);
+  std::uint32_t dropped = 0;
+  std::uint32_t granted = 0;
+  for (int i = 0; i < 100; ++i) granted += budget.take(dropped) ? 1 : 0;
+  CHECK(granted >= kLines);
+  CHECK(granted <= 2 * kLines);  // a second may have begun meanwhile
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+  CHECK(budget.take(dropped));
+  CHECK(dropped > 0);
 }
 
 }  // namespace

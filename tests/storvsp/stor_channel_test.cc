@@ -494,6 +494,35 @@ TEST_CASE("more requests than the pool holds wait in the ring", "[storvsp]") {
   }
 }
 
+TEST_CASE("more bytes than a channel may move at once wait in the ring", "[storvsp]") {
+  Controller controller;
+  controller.disk->hold = true;
+  StorGuest guest(controller.channel());
+  guest.negotiate();
+  // 64 of the largest transfers; 60 KiB of ring have room for 24 of them, of 2.2 KiB each.
+  constexpr std::uint32_t kTransfer = 1u << 20;
+  constexpr int kAtOnce = 64;
+  GuestRange range{kTransfer, 0, {}};
+  for (std::uint64_t i = 0; i < kTransfer / 4096; ++i) range.pages.push_back(StorGuest::kDataPage + i);
+  const vstor::SrbPacket packet = StorGuest::srb(read10(0, kTransfer / 512), DataIn::kRead, kTransfer);
+  std::set<std::uint64_t> expected;
+  for (std::uint64_t id = 1; id <= kAtOnce + 16; ++id) {
+    expected.insert(id);
+    guest.put(id, wire_bytes(packet), {range});
+    guest.send();
+    while (id <= kAtOnce && controller.disk->operations < static_cast<int>(id)) std::this_thread::yield();
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CHECK(controller.disk->operations == kAtOnce);
+  controller.disk->hold = false;
+  (void)guest.on_worker([&] { return controller.disk->release_held(), 0; });
+  while (!expected.empty()) {
+    const std::optional<Completion> completion = guest.receive();
+    REQUIRE(completion.has_value());
+    CHECK(expected.erase(completion->id) == 1);
+  }
+}
+
 TEST_CASE("a guest that does not read its answers gets them when it does", "[storvsp]") {
   Controller controller;
   // One data page of answers: 46 of 88 bytes.
