@@ -7,7 +7,7 @@
 
 namespace vmbusd {
 
-// Who is at fault decides what happens next; see the table in docs/architecture.md.
+// Who is at fault decides what happens next; see the table in docs/threat-model.md.
 enum class Errc : std::uint8_t {
   kBadPacket,    // guest: a ring packet's framing is malformed
   kRingCorrupt,  // guest: a shared ring index cannot be trusted

@@ -13,6 +13,7 @@ namespace {
 
 constexpr const char* kDo = "do";
 constexpr const char* kConfigure = "configure";
+constexpr const char* kConfine = "confine";
 constexpr const char* kAddScsi = "add-scsi";
 constexpr const char* kAddNic = "add-nic";
 constexpr const char* kStart = "start";
@@ -45,6 +46,17 @@ class FdQueue {
   std::size_t taken_ = 0;
   bool short_ = false;
 };
+
+SandboxConfig read_sandbox(ObjectReader& object) {
+  SandboxConfig sandbox;
+  const bool becomes = object.boolean("becomes");
+  const UserIds ids{object.integer("user", 0, UINT32_MAX), object.integer("group", 0, UINT32_MAX)};
+  if (becomes) sandbox.user = ids;
+  sandbox.seccomp = static_cast<SeccompAction>(
+      object.integer("seccomp", 0, static_cast<std::uint32_t>(SeccompAction::kNone)));
+  sandbox.own_bytes_max = object.integer64("own_bytes_max");
+  return sandbox;
+}
 
 storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   using Backend = storvsp::DiskConfig::Backend;
@@ -116,6 +128,7 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     command.poll_us = object.integer("poll_us", 0, kPollUsMax);
     return command;
   }
+  if (what == kConfine) return read_sandbox(object);
   if (what == kAddScsi) return read_controller(object, fds);
   if (what == kAddNic) return read_nic(object, fds);
   if (what == kStart) return StartCommand{};
@@ -158,6 +171,17 @@ EncodedCommand encode(const ConfigureCommand& command) {
                 {"partition", command.partition},
                 {"io_threads", command.io_threads},
                 {"poll_us", command.poll_us}}),
+          {}};
+}
+
+EncodedCommand encode(const SandboxConfig& sandbox) {
+  const UserIds ids = sandbox.user.value_or(UserIds{});
+  return {dump({{kDo, kConfine},
+                {"becomes", sandbox.user.has_value()},
+                {"user", ids.user},
+                {"group", ids.group},
+                {"seccomp", static_cast<std::uint32_t>(sandbox.seccomp)},
+                {"own_bytes_max", sandbox.own_bytes_max}}),
           {}};
 }
 

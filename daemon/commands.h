@@ -2,6 +2,7 @@
 //
 //   supervisor                            worker process
 //   Configure            ------------>
+//   Confine              ------------>    from here on it can reach nothing but what it is sent
 //   AddScsi + image fds  ------------>    once for each controller
 //   AddNic + queue fds   ------------>    once for each NIC; a TAP's steering table comes behind its queues
 //   Start                ------------>
@@ -28,6 +29,7 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "daemon/command_socket.h"
+#include "daemon/sandbox.h"
 #include "netvsp/nic.h"
 #include "storvsp/controller.h"
 
@@ -41,7 +43,7 @@ struct ConfigureCommand {
   friend bool operator==(const ConfigureCommand&, const ConfigureCommand&) = default;
 };
 
-// Then the devices: storvsp::ControllerConfig and netvsp::NicConfig as they are.
+// Then SandboxConfig as it is, and the devices: storvsp::ControllerConfig and netvsp::NicConfig as they are.
 
 struct StartCommand {};
 
@@ -69,7 +71,7 @@ struct LogLevelCommand {
 struct StopCommand {};
 
 using Command =
-    std::variant<ConfigureCommand, storvsp::ControllerConfig, netvsp::NicConfig, StartCommand,
+    std::variant<ConfigureCommand, SandboxConfig, storvsp::ControllerConfig, netvsp::NicConfig, StartCommand,
                  ConnectionCommand, ChangeNicCommand, StatusCommand, LogLevelCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
@@ -93,6 +95,7 @@ struct StatusReport {
 using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, StatusReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
+[[nodiscard]] EncodedCommand encode(const SandboxConfig& sandbox);
 [[nodiscard]] EncodedCommand encode(const storvsp::ControllerConfig& controller);
 [[nodiscard]] EncodedCommand encode(const netvsp::NicConfig& nic);
 [[nodiscard]] EncodedCommand encode(const StartCommand& command);

@@ -174,6 +174,10 @@ constexpr Words<std::string_view, storvsp::CacheMode, 3> kCacheModes = {
     {{"writeback", storvsp::CacheMode::kWriteback},
      {"writethrough", storvsp::CacheMode::kWritethrough},
      {"unsafe", storvsp::CacheMode::kUnsafe}}};
+constexpr Words<std::string_view, SeccompAction, 4> kSeccompActions = {{{"kill", SeccompAction::kKill},
+                                                                        {"trap", SeccompAction::kTrap},
+                                                                        {"log", SeccompAction::kLog},
+                                                                        {"none", SeccompAction::kNone}}};
 constexpr Words<std::string_view, netvsp::NicConfig::Backend, 4> kNicBackends = {
     {{"tap", netvsp::NicConfig::Backend::kTap},
      {"stream", netvsp::NicConfig::Backend::kStream},
@@ -423,6 +427,8 @@ class ConfigReader {
     config.control_socket =
         reader.path(kControl, directory_, kSocketBytesMax, "a path of at most 107 bytes").value_or("");
     config.socket_group = reader.ascii_text("socket_group", 1, kNameBytesMax).value_or("");
+    if (auto user = reader.ascii_text("worker_user", 1, kNameBytesMax)) config.worker_user = std::move(*user);
+    config.seccomp = reader.word("seccomp", kSeccompActions).value_or(config.seccomp);
     reader.tables("partition", kPartitionsMax,
                   [&](TableReader& table) { config.partitions.push_back(read_partition(table)); });
     reader.finish();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "daemon/sandbox.h"
 #include "netvsp/nic.h"
 #include "storvsp/controller.h"
 
@@ -68,8 +69,10 @@ struct PartitionConfig {
 };
 
 struct Config {
-  std::string control_socket;  // absolute; empty: none
-  std::string socket_group;    // whose members may use it too; empty: none
+  std::string control_socket;          // absolute; empty: none
+  std::string socket_group;            // whose members may use it too; empty: none
+  std::string worker_user = "nobody";  // whom workers become where vmbusd is root
+  SeccompAction seccomp = SeccompAction::kKill;
   std::vector<PartitionConfig> partitions;
 };
 

@@ -56,6 +56,8 @@ int run(int argc, char** argv) {
   }
   if (!options.control_socket.empty()) parsed.config.control_socket = options.control_socket;
   if (!options.socket_group.empty()) parsed.config.socket_group = options.socket_group;
+  if (!options.worker_user.empty()) parsed.config.worker_user = options.worker_user;
+  if (options.seccomp) parsed.config.seccomp = *options.seccomp;
   return run_supervisor(std::move(parsed.config), options.config_path, options.log_level);
 }
 

@@ -25,6 +25,19 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
   app.add_option("--socket-group", options.socket_group,
                  "let this group use the control socket too; wins over socket_group in FILE")
       ->type_name("GROUP");
+  app.add_option("--worker-user", options.worker_user,
+                 "whom worker processes become where vmbusd is root; wins over worker_user in FILE")
+      ->type_name("USER");
+  const std::map<std::string, SeccompAction> actions = {{"kill", SeccompAction::kKill},
+                                                        {"trap", SeccompAction::kTrap},
+                                                        {"log", SeccompAction::kLog},
+                                                        {"none", SeccompAction::kNone}};
+  app.add_option_function<std::string>(
+         "--seccomp", [&](const std::string& name) { options.seccomp = actions.at(name); },
+         "what a system call that workers do not need leads to: kill, trap, log, none; wins over seccomp in "
+         "FILE")
+      ->check(CLI::IsMember({"kill", "trap", "log", "none"}))
+      ->type_name("ACTION");
   const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},
                                                   {"info", LogLevel::kInfo},
                                                   {"warning", LogLevel::kWarning},

@@ -1,10 +1,12 @@
 // vmbusd's command line; vmbusd(8) is its manual.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <variant>
 
 #include "base/log.h"
+#include "daemon/sandbox.h"
 
 namespace vmbusd::daemon {
 
@@ -17,8 +19,10 @@ struct Options {
   std::string config_path;
   bool check_config = false;
   bool print_capabilities = false;
-  std::string control_socket;  // absolute; empty: as the configuration says
-  std::string socket_group;    // likewise
+  std::string control_socket;            // absolute; empty: as the configuration says
+  std::string socket_group;              // likewise
+  std::string worker_user;               // likewise
+  std::optional<SeccompAction> seccomp;  // likewise
   LogLevel log_level = LogLevel::kInfo;
   int partition_worker_fd = -1;  // not -1: this process is a partition's worker, see partition_worker.h
 };

@@ -23,8 +23,8 @@ PartitionSet::Entry& PartitionSet::insert(PartitionConfig config, bool from_file
   events.failed = [this, &entry] { failed(entry); };
   // Once more through the queue, so that what was queued for the partition before finds it still there.
   events.stopped = [this, &entry] { boost::asio::post(context_, [this, &entry] { left(entry); }); };
-  entry.partition =
-      std::make_unique<PartitionSupervisor>(context_, std::move(config), log_level_, std::move(events));
+  entry.partition = std::make_unique<PartitionSupervisor>(context_, std::move(config), sandbox_, log_level_,
+                                                          std::move(events));
   return entry;
 }
 

@@ -30,6 +30,9 @@ class PartitionSet {
   PartitionSet(boost::asio::io_context& context, LogLevel log_level, Events events)
       : context_(context), log_level_(log_level), events_(std::move(events)) {}
 
+  // Of the workers that start from here on.
+  void set_sandbox(const SandboxConfig& sandbox) { sandbox_ = sandbox; }
+
   // At the start; false, and logged, where a partition cannot be had.
   [[nodiscard]] bool open(std::vector<PartitionConfig> partitions);
   void start();
@@ -78,6 +81,7 @@ class PartitionSet {
   boost::asio::io_context& context_;
   LogLevel log_level_;
   Events events_;
+  SandboxConfig sandbox_;
   std::vector<std::unique_ptr<Entry>> entries_;
   std::size_t awaited_ = 0;  // entries that are
   bool stopping_ = false;

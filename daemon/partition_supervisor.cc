@@ -37,6 +37,25 @@ constexpr std::chrono::seconds kStopTime = kDrainTime + 5s;
 constexpr auto kLookTime = 2s;    // within which a worker that is well says how it is
 constexpr int kRefusalsMax = 16;  // VMMs that are being told so; more are cut off without a word
 
+// What a worker may hold beside its guest's memory: several times what its devices reserve at their bounds,
+// as most of that is never touched. One that grows beyond it fails, and its partition alone.
+std::uint64_t own_bytes_max(const PartitionConfig& config, std::uint32_t queues, std::uint32_t io_threads) {
+  constexpr std::uint64_t kMiB = 1u << 20;
+  constexpr std::uint64_t kBase = 1024 * kMiB;       // lists of GPADLs' pages among it: 3 MiB at most
+  constexpr std::uint64_t kThread = 32 * kMiB;       // its stack takes 8
+  constexpr std::uint64_t kDiskChannel = 64 * kMiB;  // requests' vectors take 17
+  constexpr std::uint64_t kDiskQueue = 64 * kMiB;    // a disk's bounce buffers take 32
+  constexpr std::uint64_t kDisk = 16 * kMiB;         // its helper's stack takes 8
+  constexpr std::uint64_t kQueue = 32 * kMiB;
+  std::uint64_t bytes = kBase + io_threads * kThread + queues * kQueue;
+  for (const ScsiConfig& scsi : config.scsi) {
+    const std::uint64_t channels = scsi.controller.channels == 0 ? io_threads : scsi.controller.channels;
+    const std::uint64_t disks = scsi.controller.disks.size();
+    bytes += channels * (kDiskChannel + disks * kDiskQueue) + disks * kDisk;
+  }
+  return bytes;
+}
+
 bool hung_up(const UniqueFd& socket) {
   pollfd poll{socket.get(), POLLRDHUP, 0};
   return ::poll(&poll, 1, 0) > 0 && (poll.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
@@ -108,9 +127,10 @@ class PartitionSupervisor::Refusal : public std::enable_shared_from_this<Refusal
 };
 
 PartitionSupervisor::PartitionSupervisor(boost::asio::io_context& context, PartitionConfig config,
-                                         LogLevel log_level, Events events)
+                                         const SandboxConfig& sandbox, LogLevel log_level, Events events)
     : context_(context),
       config_(std::move(config)),
+      sandbox_(sandbox),
       log_level_(log_level),
       events_(std::move(events)),
       log_(config_.name),
@@ -192,6 +212,11 @@ void PartitionSupervisor::spawn() {
         static_cast<std::uint32_t>(std::clamp(::sysconf(_SC_NPROCESSORS_ONLN), 1L, kThreadsUnasked));
   }
   worker_->send(encode(configure));
+  SandboxConfig sandbox = sandbox_;
+  std::uint32_t queues = 0;
+  for (const auto& nic : nics_) queues += nic->nic().queues;
+  sandbox.own_bytes_max = own_bytes_max(config_, queues, configure.io_threads);
+  worker_->send(encode(sandbox));
   for (const ScsiConfig& scsi : config_.scsi) worker_->send(encode(scsi.controller));
   for (const auto& nic : nics_) {
     if (was_ready_) nic->renew();

@@ -17,6 +17,7 @@
 #include "daemon/config.h"
 #include "daemon/nic_keeper.h"
 #include "daemon/partition_status.h"
+#include "daemon/sandbox.h"
 #include "daemon/worker_process.h"
 
 namespace vmbusd::daemon {
@@ -35,8 +36,8 @@ class PartitionSupervisor {
     std::function<void()> stopped;  // after stop(): the worker is gone
   };
 
-  PartitionSupervisor(boost::asio::io_context& context, PartitionConfig config, LogLevel log_level,
-                      Events events);
+  PartitionSupervisor(boost::asio::io_context& context, PartitionConfig config, const SandboxConfig& sandbox,
+                      LogLevel log_level, Events events);
   ~PartitionSupervisor();
   PartitionSupervisor(const PartitionSupervisor&) = delete;
   PartitionSupervisor& operator=(const PartitionSupervisor&) = delete;
@@ -99,6 +100,7 @@ class PartitionSupervisor {
   boost::asio::io_context& context_;
   PartitionConfig config_;  // its NICs are with nics_
   std::vector<std::unique_ptr<NicKeeper>> nics_;
+  const SandboxConfig sandbox_;
   LogLevel log_level_;
   Events events_;
   LogScope log_;

@@ -1,6 +1,7 @@
 #include "daemon/partition_worker.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -22,6 +23,7 @@
 #include "daemon/commands.h"
 #include "daemon/options.h"
 #include "daemon/partition_status.h"
+#include "daemon/sandbox.h"
 #include "devices/bus.h"
 #include "devices/device.h"
 #include "io/worker.h"
@@ -81,6 +83,7 @@ class PartitionWorker {
       Result<Command> command = decode_command(**std::move(datagram));
       if (!command) return give_notice(describe(command.error()));
       std::visit(Overloaded{[this](ConfigureCommand&& configure) { this->configure(std::move(configure)); },
+                            [this](SandboxConfig&& sandbox) { confine(sandbox); },
                             [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
                             [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
                             [this](StartCommand&&) { started(); },
@@ -106,8 +109,16 @@ class PartitionWorker {
       auto worker = io::Worker::create(options);
       if (!worker) return give_notice(io::explain_setup_error(worker.error()));
       io_workers_.push_back(*std::move(worker));
-      io_workers_.back()->start();
     }
+  }
+
+  // There is no other thread yet, and every io_uring that will be.
+  void confine(const SandboxConfig& sandbox) {
+    if (!log_ || !devices_.empty() || ready_) return give_notice("confined at the wrong time");
+    const auto missing = enter_sandbox(sandbox);
+    if (!missing) return give_notice(describe(missing.error()));
+    if (missing->empty()) return;
+    log().warning("this worker process is confined less than it could be: {}", fmt::join(*missing, "; "));
   }
 
   void add(storvsp::ControllerConfig controller) {
@@ -181,6 +192,7 @@ class PartitionWorker {
   void started() {
     if (!log_ || ready_) return give_notice("started at the wrong time");
     ready_ = true;
+    for (const auto& worker : io_workers_) worker->start();
     report(ReadyReport{});
   }
 
@@ -267,6 +279,7 @@ class PartitionWorker {
 
 int run_partition_worker(UniqueFd socket) {
   const LogScope log("worker");
+  log_serve_one_guest();
   // Nothing outlives a supervisor that was killed; one that is gone already shows on the socket.
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   std::signal(SIGHUP, SIG_IGN);  // means the supervisor, whoever else it is sent to

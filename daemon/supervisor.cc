@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <grp.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <array>
 #include <boost/asio/io_context.hpp>
@@ -22,6 +23,7 @@
 #include "daemon/http_server.h"
 #include "daemon/options.h"
 #include "daemon/partition_set.h"
+#include "daemon/sandbox.h"
 #include "daemon/service_notify.h"
 #include "io/worker.h"
 
@@ -79,6 +81,7 @@ class Supervisor {
         api_(partitions_, directory_of(config_path), [this] { return reload(); }) {}
 
   int run() {
+    if (!prepare_sandbox()) return kExitRuntime;
     const bool listens = open_control_socket();
     const bool all = partitions_.open(std::move(config_.partitions));
     if (!all || !listens) return kExitRuntime;
@@ -90,6 +93,19 @@ class Supervisor {
   }
 
  private:
+  bool prepare_sandbox() {
+    SandboxConfig sandbox;
+    sandbox.seccomp = config_.seccomp;
+    if (::geteuid() == 0) sandbox.user = find_user(config_.worker_user);
+    if (::geteuid() == 0 && !sandbox.user) {
+      kLog.error("there is no user {} for worker processes to be; give worker_user another",
+                 config_.worker_user);
+      return false;
+    }
+    partitions_.set_sandbox(sandbox);
+    return true;
+  }
+
   bool open_control_socket() {
     if (config_.control_socket.empty()) {
       if (config_.socket_group.empty()) return true;

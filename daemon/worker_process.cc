@@ -45,6 +45,7 @@ class SpawnSetup {
     ::posix_spawn_file_actions_init(&actions_);
     ::posix_spawnattr_init(&attributes_);
     ::posix_spawn_file_actions_addopen(&actions_, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    ::posix_spawn_file_actions_adddup2(&actions_, STDIN_FILENO, STDOUT_FILENO);  // of which it makes no use
     ::posix_spawn_file_actions_adddup2(&actions_, worker_socket, kWorkerSocketFd);
     // Whatever the supervisor's parent left open is none of the worker's business.
     ::posix_spawn_file_actions_addclosefrom_np(&actions_, kWorkerSocketFd + 1);

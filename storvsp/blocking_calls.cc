@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "base/thread_role.h"
+
 namespace vmbusd::storvsp {
 
 BlockingCalls::~BlockingCalls() {
@@ -23,6 +25,7 @@ void BlockingCalls::post(std::function<void()> call) {
 }
 
 void BlockingCalls::run() {
+  thread_started(ThreadRole::kHelper);
   std::unique_lock lock(mutex_);
   for (;;) {
     changed_.wait(lock, [this] { return ending_ || !calls_.empty(); });

@@ -28,6 +28,10 @@ Result<Command> carried(const EncodedCommand& command) {
 TEST_CASE("commands arrive as they were sent", "[daemon]") {
   const auto configure = std::get<ConfigureCommand>(carried(encode(ConfigureCommand{"demo", 3, 20})).value());
   CHECK(configure == ConfigureCommand{"demo", 3, 20});
+  for (const SandboxConfig& sandbox : {SandboxConfig{UserIds{65534, 65533}, SeccompAction::kLog, 1u << 30},
+                                       SandboxConfig{std::nullopt, SeccompAction::kKill, 0}}) {
+    CHECK(std::get<SandboxConfig>(carried(encode(sandbox)).value()) == sandbox);
+  }
   CHECK(std::holds_alternative<StartCommand>(carried(encode(StartCommand{})).value()));
   CHECK(std::holds_alternative<StopCommand>(carried(encode(StopCommand{})).value()));
   const UniqueFd vmm = some_fd();

@@ -82,6 +82,16 @@ name = "other"
 socket = "other.sock"
 )";
 
+TEST_CASE("workers' confinement is as written, and strict where nothing is", "[daemon]") {
+  const Config plain = parse_config(kWhole, "/").config;
+  CHECK(plain.worker_user == "nobody");
+  CHECK(plain.seccomp == SeccompAction::kKill);
+  const Config changed =
+      parse_config("worker_user = \"guest-io\"\nseccomp = \"log\"\n" + std::string(kWhole), "/").config;
+  CHECK(changed.worker_user == "guest-io");
+  CHECK(changed.seccomp == SeccompAction::kLog);
+}
+
 TEST_CASE("every key is read", "[daemon]") {
   const ParsedConfig parsed = parse_config(kWhole, "/etc/vmbusd");
   CHECK(lines_of(parsed.problems) == std::vector<std::string>{});
@@ -263,7 +273,14 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        {"f.toml:4: partition.colour: unknown key; accepted: io_threads, name, nic, poll_us, scsi, socket"}},
       {"unknown key at the top",
        partition_with("[log]\nlevel = \"debug\"\n"),
-       {"f.toml:4: log: unknown key; accepted: control_socket, partition, socket_group"}},
+       {"f.toml:4: log: unknown key; accepted: control_socket, partition, seccomp, socket_group, "
+        "worker_user"}},
+      {"unknown action of the filter",
+       "seccomp = \"abort\"\n" + partition_with(""),
+       {"f.toml:1: seccomp: \"abort\" is not accepted; accepted: \"kill\", \"trap\", \"log\", \"none\""}},
+      {"worker without a user",
+       "worker_user = \"\"\n" + partition_with(""),
+       {"f.toml:1: worker_user: \"\" is not accepted; accepted: 1 to 64 printable ASCII characters"}},
       {"two partitions of one name",
        partition_with("[[partition]]\nname = \"a\"\nsocket = \"/b\"\n"),
        {"f.toml:5: partition.name: the name \"a\" is taken by the table at line 1"}},

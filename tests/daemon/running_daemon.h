@@ -56,6 +56,7 @@ class RunningDaemon {
   pid_t pid_ = -1;
 };
 
+// 0 where the kernel does not say: root alone is told of workers.
 [[nodiscard]] std::size_t open_descriptors(pid_t pid);
 [[nodiscard]] bool is_alive(pid_t pid);
 
