@@ -280,7 +280,10 @@ void Bus::channel_started(vmbus::Relid relid, const Result<void>& result) {
 }
 
 void Bus::close_channel(vmbus::Relid relid) {
-  OpenChannel& open = channels_.at(relid);
+  const auto found = channels_.find(relid);
+  // It was not opened, and said so, after the server had made up its mind to close it.
+  if (found == channels_.end()) return server_->close_done(relid);
+  OpenChannel& open = found->second;
   open.close_wanted = true;
   if (open.phase == OpenChannel::Phase::kOpen) stop_channel(relid);
 }

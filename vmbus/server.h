@@ -78,7 +78,7 @@ class ServerEvents {
   virtual void open_channel(Relid relid, const OpenRequest& request) = 0;
   // Stop the channel: no ring access, no interrupt, nothing in flight; answer with Server::close_done().
   // Comes once for each open_channel that succeeded or is still unanswered; an unanswered open is answered by
-  // close_done() alone.
+  // close_done() alone. An open that fails from inside open_channel() may have crossed with it, too.
   virtual void close_channel(Relid relid) = 0;
   // Interrupts go to another VP (or none); answer with Server::retarget_done(). One at a time per channel; a
   // close_channel that comes first is answered by close_done() alone.

@@ -92,9 +92,9 @@ TEST_CASE("a second VMM is told who is there, and the first goes on", "[daemon]"
   const Host host;
   RunningDaemon daemon(host.directory(), host.config());
   REQUIRE(daemon.wait_until_ready());
+  const std::size_t supervisor_before = open_descriptors(daemon.pid());  // it hands connections on
   FakeVmm first(host.socket());
   REQUIRE(first.attached());
-  const std::size_t supervisor_before = open_descriptors(daemon.pid());
   for (int i = 0; i < 20; ++i) {
     const FakeVmm second(host.socket());
     CHECK_FALSE(second.attached());

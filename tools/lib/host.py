@@ -321,3 +321,5 @@ class Session:
                     raise Failure("vmbusd did not stop within 20 s of SIGTERM") from late
         if expect_clean:
             check(self._daemon.returncode == 0, f"vmbusd ended with status {self._daemon.returncode}; {self._daemon_tail()}")
+            deaths = [line for line in (self.logs / "vmbusd.log").read_text(errors="replace").splitlines() if "ended unexpectedly" in line]
+            check(not deaths, f"a worker process died: {' | '.join(deaths)}")
