@@ -1,7 +1,10 @@
 # The link goes and comes back, under traffic. SERIAL: a disk with verified I/O all the time, which must not notice. DIGEST: of
 # http://HOST:8000/data.
+# load WHO: loads it to a file of WHO's. What came of it is in /tmp/load-WHO.
 load() {
-  [ "$(timeout 25 wget -q -O - "http://$HOST:8000/data" 2>/tmp/wget | sha256sum | cut -d ' ' -f 1)" = "$DIGEST" ]
+  timeout 25 wget -q -O "/tmp/data-$1" "http://$HOST:8000/data" 2>"/tmp/wget-$1"
+  echo "status $?, $(wc -c <"/tmp/data-$1") bytes: $(cat "/tmp/wget-$1")" >"/tmp/load-$1"
+  [ "$(sha256sum <"/tmp/data-$1" | cut -d ' ' -f 1)" = "$DIGEST" ]
 }
 
 rounds() {
@@ -24,12 +27,12 @@ carrier() {
 }
 
 dev=$(disk "$SERIAL") || die "no disk with serial $SERIAL"
-load || die "loading over HTTP: $(cat /tmp/wget)"
+load once || die "loading over HTTP: $(cat /tmp/load-once)"
 say loaded
 echo 0 >/tmp/round
 rounds &
 while :; do
-  load
+  load always
   usleep 10000
 done &
 loads=$!
@@ -46,9 +49,9 @@ carrier 1
 say link-up
 kill $loads
 for _ in $(seq 20); do
-  load && break
+  load again && break
   usleep 500000
 done
-load || die "loading over HTTP after the link came back: $(cat /tmp/wget)"
+load again || die "loading over HTTP after the link came back: $(cat /tmp/load-again)"
 [ ! -e /tmp/disk-failed ] || die "the disk: $(cat /tmp/disk-failed)"
 say loaded again
