@@ -100,12 +100,11 @@ class PartitionWorker {
     if (log_) return give_notice("configured twice");
     log_ = std::make_unique<LogScope>(configure.partition);
     // Polling on the only CPU would keep off the guest whose request it waits for.
-    const bool one_cpu = has_one_cpu();
+    takes_turns_ = has_one_cpu();
     for (std::uint32_t i = 0; i < configure.io_threads; ++i) {
       io::WorkerOptions options;
       options.name = fmt::format("io{}", i);
-      options.poll_time_max = std::chrono::microseconds(one_cpu ? 0 : configure.poll_us);
-      options.takes_turns = one_cpu;
+      options.poll_time_max = std::chrono::microseconds(takes_turns_ ? 0 : configure.poll_us);
       auto worker = io::Worker::create(options);
       if (!worker) return give_notice(io::explain_setup_error(worker.error()));
       io_workers_.push_back(*std::move(worker));
@@ -130,6 +129,8 @@ class PartitionWorker {
 
   void add(netvsp::NicConfig nic) {
     const std::string name = nic.name;
+    // Its peer drops what the socket has no room for, and there is little.
+    if (nic.backend == netvsp::NicConfig::Backend::kStream) takes_turns_ = false;
     Result<std::unique_ptr<netvsp::Nic>> made = netvsp::make_nic(std::move(nic));
     if (made) {
       nics_[name] = made->get();
@@ -192,7 +193,10 @@ class PartitionWorker {
   void started() {
     if (!log_ || ready_) return give_notice("started at the wrong time");
     ready_ = true;
-    for (const auto& worker : io_workers_) worker->start();
+    for (const auto& worker : io_workers_) {
+      if (takes_turns_) worker->take_turns();
+      worker->start();
+    }
     report(ReadyReport{});
   }
 
@@ -268,6 +272,7 @@ class PartitionWorker {
   std::vector<std::unique_ptr<devices::Device>> devices_;
   std::map<std::string, netvsp::Nic*> nics_;             // of devices_, by their own names
   std::vector<std::unique_ptr<io::Worker>> io_workers_;  // stopped before the devices go
+  bool takes_turns_ = false;                             // the I/O workers, with the guest
   std::unique_ptr<devices::Bus> bus_;
   StatusCommand asked_;  // without a file: nobody asks
   bool ready_ = false;

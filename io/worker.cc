@@ -170,6 +170,7 @@ struct Worker::Impl {
   PollList active;
   TimerSet timers;
   PollTime poll_time{options.poll_time_max};
+  bool takes_turns = false;
   TurnTaking turn_taking;
   std::uint64_t sqes_before = 0;  // until the last sleep
 
@@ -374,7 +375,7 @@ void Worker::Impl::sleep() {
     submit();
     return;
   }
-  if (options.takes_turns) {
+  if (takes_turns) {
     const std::uint64_t sqes = worker.stats_.sqes.load(std::memory_order_relaxed);
     if (turn_taking.sleeps(static_cast<std::uint32_t>(sqes - std::exchange(sqes_before, sqes)))) take_turns();
   }
@@ -439,6 +440,10 @@ Worker::~Worker() {
   VMBUSD_ASSERT(impl_->active.empty() && impl_->timers.empty());
 }
 
+void Worker::take_turns() {
+  impl_->takes_turns = true;
+}
+
 void Worker::start() {
   // Signals are for the threads that expect them; those that tell of a fault are the faulting thread's.
   sigset_t blocked;
@@ -450,7 +455,7 @@ void Worker::start() {
   impl_->thread = std::thread([this] {
     constexpr std::size_t kThreadNameMax = 15;  // [linux: TASK_COMM_LEN]
     ::pthread_setname_np(::pthread_self(), impl_->options.name.substr(0, kThreadNameMax).c_str());
-    if (impl_->options.takes_turns) impl_->take_turns();
+    if (impl_->takes_turns) impl_->take_turns();
     thread_started(ThreadRole::kIo);
     run();
   });

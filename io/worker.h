@@ -90,8 +90,6 @@ struct WorkerOptions {
   // How long to poll at most after the last work before sleeping; 0: never. The worker polls for less, down
   // to not at all, while polling finds nothing.
   std::chrono::microseconds poll_time_max{50};
-  // Whether it has one CPU with those that it serves: see TurnTaking.
-  bool takes_turns = false;
 };
 
 // Counters; written by the worker, read by anyone.
@@ -117,6 +115,8 @@ class Worker {
   Worker& operator=(const Worker&) = delete;
 
   void start();
+  // Before start(): it has one CPU with those that it serves, see TurnTaking.
+  void take_turns();
   // Runs the loop on the calling thread until stop(). Once.
   void run();
   // Any thread. Ends the loop after the current turn; start()'s thread is joined (unless called on it). Every
