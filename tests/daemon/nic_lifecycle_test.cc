@@ -304,7 +304,7 @@ TEST_CASE("a TAP that is removed is made again, and works once it is up", "[daem
     REQUIRE(eventually([&] { return count(host.daemon().log(), "nic0: back end is there") == round; }));
   }
   INFO(host.daemon().log());
-  CHECK(count(host.daemon().log(), "warning") == 3);
+  CHECK(count(host.daemon().log(), "warning demo/nic0") == 3);
 }
 
 }  // namespace
