@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "fuzz/fuzz_target.h"
 #include "ringbuffer/gpa_direct.h"
 #include "ringbuffer/incoming_ring.h"
+#include "ringbuffer/ring_fuzz_input.h"
 
 namespace vmbusd::ring {
 namespace {
@@ -23,16 +23,6 @@ using fuzz::promise;
 constexpr std::uint32_t kMaxRanges = 8;
 constexpr std::uint64_t kMaxBytes = 64 << 10;
 constexpr std::size_t kMaxSegments = 16;
-
-struct Input : fuzz::Input {
-  using fuzz::Input::Input;
-  std::uint16_t half() { return static_cast<std::uint16_t>(byte() | byte() << 8); }
-  // Every third value is any number at all; the rest are indices as a ring can have them.
-  std::uint32_t index(std::uint32_t ring_size) {
-    const std::uint16_t value = half();
-    return value % 3 == 0 ? std::uint32_t{half()} << 16 | value : std::uint32_t{value} * 8 % ring_size;
-  }
-};
 
 // The ring as a reader with all the time in the world would see it.
 struct Model {
@@ -137,7 +127,7 @@ void check_gpa_list(const IncomingRing& ring, const Packet& packet) {
   promise(total <= std::uint64_t{packet.extension_size} / 8 * kPageSize, "no byte without a page number");
 }
 
-void run(Input input) {
+void run(RingInput input) {
   alignas(kPageSize) static ControlPage control;
   alignas(kPageSize) static std::array<std::byte, 3 * kPageSize> data;
   control = {};
@@ -265,6 +255,6 @@ void run(Input input) {
 }  // namespace vmbusd::ring
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  vmbusd::ring::run(vmbusd::ring::Input({data, size}));
+  vmbusd::ring::run(vmbusd::ring::RingInput({data, size}));
   return 0;
 }

@@ -9,23 +9,13 @@
 #include <span>
 #include <vector>
 
-#include "fuzz/fuzz_target.h"
 #include "ringbuffer/outgoing_ring.h"
+#include "ringbuffer/ring_fuzz_input.h"
 
 namespace vmbusd::ring {
 namespace {
 
 using fuzz::promise;
-
-struct Input : fuzz::Input {
-  using fuzz::Input::Input;
-  std::uint16_t half() { return static_cast<std::uint16_t>(byte() | byte() << 8); }
-  // Every third value is any number at all; the rest are indices as a ring can have them.
-  std::uint32_t index(std::uint32_t ring_size) {
-    const std::uint16_t value = half();
-    return value % 3 == 0 ? std::uint32_t{half()} << 16 | value : std::uint32_t{value} * 8 % ring_size;
-  }
-};
 
 // What the producer knows, which is all that it may decide by.
 struct Model {
@@ -88,7 +78,7 @@ Answer expect_arm(Model& model, const ControlPage& control, std::uint32_t bytes)
 
 class Session {
  public:
-  explicit Session(Input input) : input_(input) {}
+  explicit Session(RingInput input) : input_(input) {}
 
   void run() {
     control_ = {};
@@ -232,7 +222,7 @@ class Session {
     }
   }
 
-  Input input_;
+  RingInput input_;
   Model model_;
   std::vector<std::byte*> hosts_;  // the ring's pages, in the ring's order
   // The ring's, and one on either side that nobody may touch.
@@ -244,6 +234,6 @@ class Session {
 }  // namespace vmbusd::ring
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  vmbusd::ring::Session(vmbusd::ring::Input({data, size})).run();
+  vmbusd::ring::Session(vmbusd::ring::RingInput({data, size})).run();
   return 0;
 }

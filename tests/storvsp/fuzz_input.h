@@ -3,22 +3,15 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
+
+#include "fuzz/fuzz_target.h"
 
 namespace vmbusd::storvsp {
 
-class FuzzInput {
+class FuzzInput : public fuzz::Input {
  public:
-  explicit FuzzInput(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
+  using fuzz::Input::Input;
 
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-  // 0 when the input has ended.
-  std::uint8_t byte() {
-    if (bytes_.empty()) return 0;
-    const std::uint8_t value = bytes_.front();
-    bytes_ = bytes_.subspan(1);
-    return value;
-  }
   // 0 <= value < bound <= 65536.
   std::size_t below(std::size_t bound) {
     std::size_t value = byte();
@@ -30,9 +23,6 @@ class FuzzInput {
     for (int i = 0; i < 8; ++i) value = value << 8 | byte();
     return value;
   }
-
- private:
-  std::span<const std::uint8_t> bytes_;
 };
 
 }  // namespace vmbusd::storvsp

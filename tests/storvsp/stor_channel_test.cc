@@ -463,6 +463,17 @@ TEST_CASE("closing cancels what waits and answers nothing", "[storvsp]") {
   CHECK(!guest.try_receive().has_value());
 }
 
+// Lets the disk complete what it holds; each of the commands is answered, once.
+void release_and_receive(Controller& controller, StorGuest& guest, std::set<std::uint64_t> expected) {
+  controller.disk->hold = false;
+  (void)guest.on_worker([&] { return controller.disk->release_held(), 0; });
+  while (!expected.empty()) {
+    const std::optional<Completion> completion = guest.receive();
+    REQUIRE(completion.has_value());
+    CHECK(expected.erase(completion->id) == 1);
+  }
+}
+
 TEST_CASE("more requests than the pool holds wait in the ring", "[storvsp]") {
   Controller controller;
   controller.disk->hold = true;
@@ -485,13 +496,7 @@ TEST_CASE("more requests than the pool holds wait in the ring", "[storvsp]") {
   while (controller.disk->operations < 512) std::this_thread::yield();
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   CHECK(controller.disk->operations == 512);
-  controller.disk->hold = false;
-  (void)guest.on_worker([&] { return controller.disk->release_held(), 0; });
-  while (!expected.empty()) {
-    const std::optional<Completion> completion = guest.receive();
-    REQUIRE(completion.has_value());
-    CHECK(expected.erase(completion->id) == 1);
-  }
+  release_and_receive(controller, guest, std::move(expected));
 }
 
 TEST_CASE("more bytes than a channel may move at once wait in the ring", "[storvsp]") {
@@ -514,13 +519,7 @@ TEST_CASE("more bytes than a channel may move at once wait in the ring", "[storv
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   CHECK(controller.disk->operations == kAtOnce);
-  controller.disk->hold = false;
-  (void)guest.on_worker([&] { return controller.disk->release_held(), 0; });
-  while (!expected.empty()) {
-    const std::optional<Completion> completion = guest.receive();
-    REQUIRE(completion.has_value());
-    CHECK(expected.erase(completion->id) == 1);
-  }
+  release_and_receive(controller, guest, std::move(expected));
 }
 
 TEST_CASE("a guest that does not read its answers gets them when it does", "[storvsp]") {
