@@ -81,19 +81,24 @@ def run_variant(variant, patterns, report):
             report(outcome)
 
 
-def run_guests(arguments, report):
+def guests_wanted(arguments, report):
+    """The scenarios to run; those asked for but not run here are reported. Builds what they need."""
     names = [name for name in scenarios.SCENARIOS if wanted(f"guest/{name}", arguments.names)]
-    mode, why = run.mode(arguments.emulated)
-    if mode == "emulated":
+    if run.mode(arguments.emulated)[0] == "emulated":
         for name in [name for name in names if name in NOT_EMULATED and f"guest/{name}" not in arguments.names]:
             names.remove(name)
             report(build.Outcome(f"guest/{name}", "skipped", 0.0, NOT_EMULATED[name]))
-    if not names:
-        return
-    if not build.compile_all(targets=build.PROGRAMS):
+    if names and not build.compile_all(targets=build.PROGRAMS):
         for name in names:
             report(build.Outcome(f"guest/{name}", "failed", 0.0, "vmbusd does not build"))
+        return []
+    return names
+
+
+def run_guests(names, arguments, report):
+    if not names:
         return
+    mode, why = run.mode(arguments.emulated)
     run.explain_mode(mode, why)
     results = run.keep_folder(arguments.keep)
     deaths = 0
@@ -147,18 +152,17 @@ def main():
             count[outcome.result] += 1
             print(f"{outcome.result:8} {outcome.name} ({outcome.seconds:.1f} s){reason}", flush=True)
 
-    def guests():
+    def guests(names):
         try:
-            run_guests(arguments, report)
+            run_guests(names, arguments, report)
         except fetch.FetchError as problem:
             report(build.Outcome("guest/set-up", "failed", 0.0, str(problem)))
 
-    # An emulated root partition has one processor: its guests and the sanitizers' builds go side by side.
-    normal, *sanitized = build.VARIANTS
-    run_variant(normal, arguments.names, report)
+    # An emulated root partition has one processor: its guests, and the builds and their tests, go side by side.
+    names = guests_wanted(arguments, report)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        beside = pool.submit(guests)
-        for variant in sanitized:
+        beside = pool.submit(guests, names)
+        for variant in build.VARIANTS:
             run_variant(variant, arguments.names, report)
         beside.result()
     if not any(count.values()):
