@@ -59,11 +59,12 @@ Result<void> LocalHost::open(devices::Device& device, std::uint32_t ring_pages) 
   if (!doorbell) return fail_os(errno, "cannot make an eventfd");
   doorbell_ = doorbell.get();
   VMBUSD_TRY(std::unique_ptr<devices::ChannelHandler> handler, device.open(0, *this, *worker_));
+  VMBUSD_TRY(devices::RecoveryRegion region, devices::RecoveryRegion::make_private());
   channel_ = std::make_unique<devices::Channel>(
       devices::Channel::Config{
           .name = "bench", .relid = 1, .target_vp = vmbus::kNoInterruptVp, .event_flag = 1},
       partition_, *worker_, std::move(host_rings.incoming), std::move(host_rings.outgoing),
-      std::move(handler), std::move(doorbell));
+      std::move(handler), std::move(doorbell), std::make_shared<devices::RecoveryRegion>(std::move(region)));
   return channel_->start();
 }
 

@@ -22,6 +22,11 @@ constexpr const char* kChangeNic = "change-nic";
 constexpr const char* kStatus = "status";
 constexpr const char* kLogLevel = "log-level";
 constexpr const char* kStop = "stop";
+constexpr const char* kRecoveryArea = "recovery-area";
+constexpr const char* kKeptFd = "kept-fd";
+constexpr const char* kKeepFd = "keep-fd";
+constexpr const char* kDropFd = "drop-fd";
+constexpr const char* kTakenUp = "taken-up";
 constexpr const char* kReport = "report";
 constexpr const char* kReady = "ready";
 constexpr const char* kConnectionEnded = "connection-ended";
@@ -132,7 +137,15 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
   if (what == kAddScsi) return read_controller(object, fds);
   if (what == kAddNic) return read_nic(object, fds);
   if (what == kStart) return StartCommand{};
-  if (what == kConnection) return ConnectionCommand{fds.take()};
+  if (what == kRecoveryArea) return RecoveryAreaCommand{fds.take()};
+  if (what == kKeptFd) {
+    const partition::FdKey key = object.integer64("key");
+    return KeptFdCommand{key, fds.take()};
+  }
+  if (what == kConnection) {
+    const bool take_up = object.boolean("take_up");
+    return ConnectionCommand{fds.take(), take_up};
+  }
   if (what == kChangeNic) {
     ChangeNicCommand command;
     command.nic = object.text("nic");
@@ -151,6 +164,21 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     return LogLevelCommand{static_cast<LogLevel>(object.integer("level", 0, kMax))};
   }
   if (what == kStop) return StopCommand{};
+  return std::nullopt;
+}
+
+std::optional<Report> read_report(ObjectReader& object, FdQueue& fds) {
+  const std::string what = object.text(kReport);
+  if (what == kReady) return ReadyReport{};
+  if (what == kConnectionEnded) return ConnectionEndedReport{};
+  if (what == kBackendLost) return BackendLostReport{object.text("nic")};
+  if (what == kStatus) return StatusReport{object.integer("id", 0, UINT32_MAX)};
+  if (what == kKeepFd) {
+    const partition::FdKey key = object.integer64("key");
+    return KeepFdReport{key, fds.take()};
+  }
+  if (what == kDropFd) return DropFdReport{object.integer64("key")};
+  if (what == kTakenUp) return TakenUpReport{};
   return std::nullopt;
 }
 
@@ -241,8 +269,14 @@ EncodedCommand encode(const StartCommand&) {
 EncodedCommand encode(const StopCommand&) {
   return {dump({{kDo, kStop}}), {}};
 }
-EncodedCommand encode_connection(int socket) {
-  return {dump({{kDo, kConnection}}), {socket}};
+EncodedCommand encode_recovery_area(int file) {
+  return {dump({{kDo, kRecoveryArea}}), {file}};
+}
+EncodedCommand encode_kept_fd(partition::FdKey key, int fd) {
+  return {dump({{kDo, kKeptFd}, {"key", key}}), {fd}};
+}
+EncodedCommand encode_connection(int socket, bool take_up) {
+  return {dump({{kDo, kConnection}, {"take_up", take_up}}), {socket}};
 }
 
 EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> link,
@@ -274,6 +308,15 @@ std::string encode(const Report& report) {
                                },
                                [](const StatusReport& status) {
                                  return dump({{kReport, kStatus}, {"id", status.id}});
+                               },
+                               [](const KeepFdReport& keep) {
+                                 return dump({{kReport, kKeepFd}, {"key", keep.key}});
+                               },
+                               [](const DropFdReport& drop) {
+                                 return dump({{kReport, kDropFd}, {"key", drop.key}});
+                               },
+                               [](const TakenUpReport&) {
+                                 return dump({{kReport, kTakenUp}});
                                }},
                     report);
 }
@@ -287,21 +330,13 @@ Result<Command> decode_command(CommandDatagram datagram) {
   return *std::move(command);
 }
 
-Result<Report> decode_report(std::string_view text) {
-  const Json json = Json::parse(text, nullptr, false);
+Result<Report> decode_report(CommandDatagram datagram) {
+  const Json json = Json::parse(datagram.text, nullptr, false);
   ObjectReader object(json);
-  const std::string what = object.text(kReport);
-  if (what == kReady) return ReadyReport{};
-  if (what == kConnectionEnded) return ConnectionEndedReport{};
-  if (what == kBackendLost) {
-    BackendLostReport lost{object.text("nic")};
-    if (object.ok()) return lost;
-  }
-  if (what == kStatus) {
-    StatusReport status{object.integer("id", 0, UINT32_MAX)};
-    if (object.ok()) return status;
-  }
-  return fail(Errc::kProtocol, "not a report");
+  FdQueue fds(std::move(datagram.fds));
+  std::optional<Report> report = read_report(object, fds);
+  if (!report || !object.ok() || !fds.all_taken()) return fail(Errc::kProtocol, "not a report");
+  return *std::move(report);
 }
 
 }  // namespace vmbusd::daemon

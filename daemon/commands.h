@@ -3,11 +3,16 @@
 //   supervisor                            worker process
 //   Configure            ------------>
 //   Confine              ------------>    from here on it can reach nothing but what it is sent
+//   RecoveryArea + 1 memfd ---------->    the same for every worker process of the partition
 //   AddScsi + image fds  ------------>    once for each controller
 //   AddNic + queue fds   ------------>    once for each NIC; a TAP's steering table comes behind its queues
 //   Start                ------------>
 //                        <------------    Ready: devices stand, connections may come
+//   KeptFd + 1 fd        ------------>    before a Connection that is taken up: once for each
 //   Connection + 1 fd    ------------>    at most one at a time
+//                        <------------    KeepFd + 1 fd, DropFd: what that connection needs beyond this
+//                        worker
+//                        <------------    TakenUp: a Connection that was taken up is served
 //                        <------------    BackendLost: a NIC's TAP or peer is gone
 //   ChangeNic + queue fds ----------->    at any time: its link, or what was opened in place of that
 //                        <------------    ConnectionEnded: nothing of it is in use any more
@@ -31,6 +36,7 @@
 #include "daemon/command_socket.h"
 #include "daemon/sandbox.h"
 #include "netvsp/nic.h"
+#include "partition/attach_server.h"
 #include "storvsp/controller.h"
 
 namespace vmbusd::daemon {
@@ -47,8 +53,20 @@ struct ConfigureCommand {
 
 struct StartCommand {};
 
+// Where the worker records what another needs to take up its connection.
+struct RecoveryAreaCommand {
+  UniqueFd file;
+};
+
+// One that KeepFd gave.
+struct KeptFdCommand {
+  partition::FdKey key = 0;
+  UniqueFd fd;
+};
+
 struct ConnectionCommand {
   UniqueFd socket;
+  bool take_up = false;  // of a worker process that died
 };
 
 // Changes one NIC and leaves the devices beside it alone.
@@ -71,8 +89,9 @@ struct LogLevelCommand {
 struct StopCommand {};
 
 using Command =
-    std::variant<ConfigureCommand, SandboxConfig, storvsp::ControllerConfig, netvsp::NicConfig, StartCommand,
-                 ConnectionCommand, ChangeNicCommand, StatusCommand, LogLevelCommand, StopCommand>;
+    std::variant<ConfigureCommand, SandboxConfig, RecoveryAreaCommand, storvsp::ControllerConfig,
+                 netvsp::NicConfig, StartCommand, KeptFdCommand, ConnectionCommand, ChangeNicCommand,
+                 StatusCommand, LogLevelCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
 struct EncodedCommand {
@@ -92,7 +111,19 @@ struct StatusReport {
   std::uint32_t id = 0;
 };
 
-using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, StatusReport>;
+struct KeepFdReport {
+  partition::FdKey key = 0;
+  UniqueFd fd;
+};
+
+struct DropFdReport {
+  partition::FdKey key = 0;
+};
+
+struct TakenUpReport {};
+
+using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, StatusReport, KeepFdReport,
+                            DropFdReport, TakenUpReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const SandboxConfig& sandbox);
@@ -100,16 +131,19 @@ using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostRepor
 [[nodiscard]] EncodedCommand encode(const netvsp::NicConfig& nic);
 [[nodiscard]] EncodedCommand encode(const StartCommand& command);
 [[nodiscard]] EncodedCommand encode(const StopCommand& command);
-[[nodiscard]] EncodedCommand encode_connection(int socket);
+[[nodiscard]] EncodedCommand encode_recovery_area(int file);
+[[nodiscard]] EncodedCommand encode_kept_fd(partition::FdKey key, int fd);
+[[nodiscard]] EncodedCommand encode_connection(int socket, bool take_up);
 [[nodiscard]] EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> link,
                                                std::span<const UniqueFd> fds);
 [[nodiscard]] EncodedCommand encode_status(std::uint32_t id, int file);
 [[nodiscard]] EncodedCommand encode(const LogLevelCommand& command);
+// The descriptor of a KeepFdReport goes beside it.
 [[nodiscard]] std::string encode(const Report& report);
 
 // Errc::kProtocol for anything that encode() does not make. The supervisor does not trust a worker, which a
 // guest may have taken over.
 [[nodiscard]] Result<Command> decode_command(CommandDatagram datagram);
-[[nodiscard]] Result<Report> decode_report(std::string_view text);
+[[nodiscard]] Result<Report> decode_report(CommandDatagram datagram);
 
 }  // namespace vmbusd::daemon

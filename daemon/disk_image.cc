@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -105,6 +106,29 @@ std::string open_disk_image(const ImageConfig& image, const LogScope& log, storv
     return fmt::format("{}: {}", image.path, describe(checked.error()));
   }
   return {};
+}
+
+namespace {
+// Beyond what QEMU and any file use; unlike theirs, for this host only.
+off_t lent_byte(std::uint32_t number) {
+  constexpr off_t kLentBase = off_t{1} << 62;
+  return kLentBase + (static_cast<off_t>(::getpid()) << 32) + number;
+}
+}  // namespace
+
+Result<UniqueFd> lend_image(int image, std::uint32_t number) {
+  const int flags = ::fcntl(image, F_GETFL);
+  UniqueFd lent(
+      ::open(fmt::format("/proc/self/fd/{}", image).c_str(), (flags & (O_ACCMODE | O_DIRECT)) | O_CLOEXEC));
+  if (!lent) return fail_os(errno, "cannot open it once more");
+  struct flock lock = lock_of_byte(lent_byte(number), F_RDLCK);
+  if (::fcntl(lent.get(), F_OFD_SETLK, &lock) != 0) return fail_os(errno, "cannot lock it");
+  return lent;
+}
+
+bool image_returned(int image, std::uint32_t number) {
+  struct flock lock = lock_of_byte(lent_byte(number), F_WRLCK);
+  return ::fcntl(image, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK;
 }
 
 }  // namespace vmbusd::daemon

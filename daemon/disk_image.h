@@ -15,4 +15,12 @@ namespace vmbusd::daemon {
 [[nodiscard]] std::string open_disk_image(const ImageConfig& image, const LogScope& log,
                                           storvsp::DiskConfig& disk);
 
+// A worker's own access to an image: an open file description that holds a lock of this number until the
+// kernel is done with all that the worker asked it for, which a read or write in flight can be long after the
+// worker's death. `image` stays the supervisor's. Errc::kOs where the file cannot be opened once more or
+// locked.
+[[nodiscard]] Result<UniqueFd> lend_image(int image, std::uint32_t number);
+// Whether no access of this number is left. True where that cannot be known.
+[[nodiscard]] bool image_returned(int image, std::uint32_t number);
+
 }  // namespace vmbusd::daemon

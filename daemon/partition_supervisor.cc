@@ -17,6 +17,7 @@
 #include "base/overloaded.h"
 #include "daemon/disk_image.h"
 #include "daemon/partition_worker.h"
+#include "devices/recovery_area.h"
 #include "partition/attach_protocol.h"
 #include "partition/attach_status.h"
 #include "partition/seqpacket.h"
@@ -34,8 +35,14 @@ constexpr std::chrono::milliseconds kRetryMax = 30s;
 constexpr auto kStableAfter = 60s;  // a worker that served so long is no part of a series of failures
 // A worker gives up by itself after kDrainTime; this is for one that cannot even do that.
 constexpr std::chrono::seconds kStopTime = kDrainTime + 5s;
-constexpr auto kLookTime = 2s;    // within which a worker that is well says how it is
-constexpr int kRefusalsMax = 16;  // VMMs that are being told so; more are cut off without a word
+constexpr auto kLookTime = 2s;  // within which a worker that is well says how it is
+// A worker that died so often within so long dies of what it takes up.
+constexpr std::size_t kDeathsMax = 5;
+constexpr auto kDeathsTime = 2s;
+constexpr auto kReturnPoll = 5ms;          // between two looks whether images are returned
+constexpr auto kReturnTime = 60s;          // within which the medium should have done what it was asked for
+constexpr std::size_t kKeptFdsMax = 8192;  // regions, VPs and channels are far fewer
+constexpr int kRefusalsMax = 16;           // VMMs that are being told so; more are cut off without a word
 
 // What a worker may hold beside its guest's memory: several times what its devices reserve at their bounds,
 // as most of that is never touched. One that grows beyond it fails, and its partition alone.
@@ -43,10 +50,10 @@ std::uint64_t own_bytes_max(const PartitionConfig& config, std::uint32_t queues,
   constexpr std::uint64_t kMiB = 1u << 20;
   constexpr std::uint64_t kBase = 1024 * kMiB;       // lists of GPADLs' pages among it: 3 MiB at most
   constexpr std::uint64_t kThread = 32 * kMiB;       // its stack takes 8
-  constexpr std::uint64_t kDiskChannel = 64 * kMiB;  // requests' vectors take 17
+  constexpr std::uint64_t kDiskChannel = 96 * kMiB;  // as kQueue, and requests' vectors take 17
   constexpr std::uint64_t kDiskQueue = 64 * kMiB;    // a disk's bounce buffers take 32
   constexpr std::uint64_t kDisk = 16 * kMiB;         // its helper's stack takes 8
-  constexpr std::uint64_t kQueue = 32 * kMiB;
+  constexpr std::uint64_t kQueue = 64 * kMiB;        // without a recovery area, 32 for what would be there
   std::uint64_t bytes = kBase + io_threads * kThread + queues * kQueue;
   for (const ScsiConfig& scsi : config.scsi) {
     const std::uint64_t channels = scsi.controller.channels == 0 ? io_threads : scsi.controller.channels;
@@ -190,12 +197,15 @@ void PartitionSupervisor::start() {
 
 void PartitionSupervisor::spawn() {
   WorkerProcess::Events events;
-  events.report = [this](const Report& report) { this->report(report); };
+  events.report = [this](Report& report) { this->report(report); };
   events.died = [this](int wait_status) { worker_died(wait_status); };
   auto worker = WorkerProcess::spawn(context_, log_, log_level_, std::move(events));
   if (!worker) {
     log_.error("{}", describe(worker.error()));
-    if (was_ready_) return retry_later();
+    if (was_ready_) {
+      forget_connection();
+      return retry_later();
+    }
     state_ = State::kWaiting;
     boost::asio::post(context_, events_.failed);
     return;
@@ -217,7 +227,16 @@ void PartitionSupervisor::spawn() {
   for (const auto& nic : nics_) queues += nic->nic().queues;
   sandbox.own_bytes_max = own_bytes_max(config_, queues, configure.io_threads);
   worker_->send(encode(sandbox));
-  for (const ScsiConfig& scsi : config_.scsi) worker_->send(encode(scsi.controller));
+  if (!recovery_file_) {
+    Result<UniqueFd> file = devices::RecoveryArea::make_file();
+    if (!file)
+      log_.warning("{}: a worker process that dies takes its guest's devices along", describe(file.error()));
+    if (file) recovery_file_ = *std::move(file);
+  }
+  if (recovery_file_) worker_->send(encode_recovery_area(recovery_file_.get()));
+  ++lent_number_;
+  images_lent_ = true;
+  for (const ScsiConfig& scsi : config_.scsi) send_controller(scsi);
   for (const auto& nic : nics_) {
     if (was_ready_) nic->renew();
     worker_->send(encode(nic->nic()));
@@ -226,11 +245,37 @@ void PartitionSupervisor::spawn() {
   worker_->send(encode(StartCommand{}));
 }
 
-void PartitionSupervisor::report(const Report& report) {
+// Each worker process gets images of its own, so that it shows when the last of what it did with them is
+// over.
+void PartitionSupervisor::send_controller(const ScsiConfig& scsi) {
+  EncodedCommand command = encode(scsi.controller);
+  std::vector<UniqueFd> lent;
+  for (int& image : command.fds) {
+    Result<UniqueFd> fd = lend_image(image, lent_number_);
+    if (!fd) {
+      log_.warning("{}: {}: a worker process that dies takes its guest's devices along", scsi.controller.name,
+                   describe(fd.error()));
+      images_lent_ = false;
+      continue;
+    }
+    lent.push_back(*std::move(fd));
+    image = lent.back().get();
+  }
+  worker_->send(command);
+}
+
+void PartitionSupervisor::report(Report& report) {
   std::visit(Overloaded{[this](const ReadyReport&) { worker_ready(); },
-                        [this](const ConnectionEndedReport&) { attached_.reset(); },
+                        [this](const ConnectionEndedReport&) { forget_connection(); },
                         [this](const BackendLostReport& lost) { backend_lost(lost.nic); },
-                        [this](const StatusReport& status) { status_ready(status); }},
+                        [this](const StatusReport& status) { status_ready(status); },
+                        [this](KeepFdReport& keep) { keep_fd(keep); },
+                        [this](const DropFdReport& drop) { kept_fds_.erase(drop.key); },
+                        [this](const TakenUpReport&) {
+                          const auto took = std::chrono::steady_clock::now() - died_at_;
+                          log_.info("the guest goes on after {} ms",
+                                    std::chrono::duration_cast<std::chrono::milliseconds>(took).count());
+                        }},
              report);
   if (state_ == State::kServing && !attached_ && next_) hand_over(std::move(next_));
 }
@@ -240,6 +285,10 @@ void PartitionSupervisor::worker_ready() {
   state_ = State::kServing;
   serving_since_ = std::chrono::steady_clock::now();
   log_.info("serving on {} (worker process {})", config_.socket, worker_->pid());
+  if (attached_) {  // by a worker process that died
+    for (const auto& [key, fd] : kept_fds_) worker_->send(encode_kept_fd(key, fd.get()));
+    worker_->send(encode_connection(attached_.get(), true));
+  }
   if (was_ready_) return;
   was_ready_ = true;
   events_.ready();
@@ -261,7 +310,8 @@ void PartitionSupervisor::worker_died(int wait_status) {
   worker_.reset();
   end_look(nullptr);
   const bool was_attached = static_cast<bool>(attached_);
-  attached_.reset();
+  const bool taken_up = can_be_taken_up();
+  if (!taken_up) forget_connection();
   if (state_ == State::kStopping) {
     if (wait_status != 0) {
       stopped_badly_ = true;
@@ -271,15 +321,65 @@ void PartitionSupervisor::worker_died(int wait_status) {
   }
   ++worker_deaths_;
   log_.error("worker process {} ended unexpectedly: {}{}", pid, describe_wait_status(wait_status),
-             was_attached ? "; its VMM has lost its devices and must attach again" : "");
+             taken_up       ? "; another takes up its guest"
+             : was_attached ? "; its VMM has lost its devices and must attach again"
+                            : "");
   if (!was_ready_) {
     state_ = State::kWaiting;
     return events_.failed();
+  }
+  if (taken_up) {
+    state_ = State::kWaiting;
+    died_at_ = std::chrono::steady_clock::now();
+    return take_up();
   }
   if (state_ == State::kServing && std::chrono::steady_clock::now() - serving_since_ >= kStableAfter) {
     retry_delay_ = kRetryFirst;
   }
   retry_later();
+}
+
+bool PartitionSupervisor::can_be_taken_up() {
+  const auto now = std::chrono::steady_clock::now();
+  deaths_.push_back(now);
+  if (deaths_.size() > kDeathsMax) deaths_.pop_front();
+  const bool too_often = deaths_.size() == kDeathsMax && now - deaths_.front() < kDeathsTime;
+  return attached_ && !hung_up(attached_) && was_ready_ && recovery_file_ && images_lent_ && !too_often &&
+         (state_ == State::kServing || state_ == State::kStarting);
+}
+
+// Once the kernel is done with what the dead process asked of the medium: a write of its must not come behind
+// one of the next process's, nor a read overwrite memory that the guest has put to other use.
+void PartitionSupervisor::take_up() {
+  const bool returned = std::all_of(config_.scsi.begin(), config_.scsi.end(), [this](const ScsiConfig& scsi) {
+    return std::all_of(scsi.controller.disks.begin(), scsi.controller.disks.end(), [this](const auto& disk) {
+      return !disk.fd || image_returned(disk.fd.get(), lent_number_);
+    });
+  });
+  if (returned) return spawn();
+  if (std::chrono::steady_clock::now() - died_at_ >= kReturnTime) {
+    log_.error(
+        "the medium has not done in {} s what the last worker process asked it for: not waiting longer; "
+        "the VMM must attach again",
+        kReturnTime.count());
+    forget_connection();
+    return retry_later();
+  }
+  retry_timer_.expires_after(kReturnPoll);
+  retry_timer_.async_wait([this](error_code error) {
+    if (!error && state_ == State::kWaiting) take_up();
+  });
+}
+
+void PartitionSupervisor::keep_fd(KeepFdReport& report) {
+  if (kept_fds_.size() < kKeptFdsMax || kept_fds_.contains(report.key)) {
+    kept_fds_.insert_or_assign(report.key, std::move(report.fd));
+  }
+}
+
+void PartitionSupervisor::forget_connection() {
+  attached_.reset();
+  kept_fds_.clear();
 }
 
 void PartitionSupervisor::retry_later() {
@@ -301,6 +401,7 @@ void PartitionSupervisor::stop() {
   retry_timer_.cancel();
   for (const auto& nic : nics_) nic->stop();
   next_.reset();
+  if (!worker_) forget_connection();
   if (socket_bound_) ::unlink(config_.socket.c_str());
   socket_bound_ = false;
   if (!worker_) return finish_stop();
@@ -432,7 +533,7 @@ void PartitionSupervisor::take_vmm(UniqueFd socket) {
 void PartitionSupervisor::hand_over(UniqueFd socket) {
   log_.info("VMM attaches: {}", peer_of(socket));
   attached_ = std::move(socket);
-  worker_->send(encode_connection(attached_.get()));
+  worker_->send(encode_connection(attached_.get(), false));
 }
 
 void PartitionSupervisor::refuse(UniqueFd socket) {

@@ -6,7 +6,9 @@
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -28,6 +30,9 @@ namespace vmbusd::daemon {
 // A VMM's connection is accepted here and handed to the worker; a duplicate stays here until the worker is
 // done with it. One at a time: while the VMM of the last one is gone and the worker still drains, the next
 // waits; while it is there, another is refused in words.
+//
+// A worker that dies under a VMM is replaced at once, and the new one takes up what it left in the recovery
+// area, if it can: neither the VMM nor its guest is told. One that dies too often is not followed.
 class PartitionSupervisor {
  public:
   struct Events {
@@ -81,13 +86,18 @@ class PartitionSupervisor {
   class Refusal;
 
   void spawn();
-  void report(const Report& report);
+  void report(Report& report);
   void worker_ready();
   void status_ready(const StatusReport& report);
   void end_look(const PartitionStatus* status);
   void backend_lost(const std::string& nic);
   void hand_over_backend(const netvsp::NicConfig& nic);
   void worker_died(int wait_status);
+  [[nodiscard]] bool can_be_taken_up();
+  void take_up();
+  void keep_fd(KeepFdReport& report);
+  void forget_connection();
+  void send_controller(const ScsiConfig& scsi);
   void retry_later();
   void finish_stop();
 
@@ -116,6 +126,14 @@ class PartitionSupervisor {
   std::chrono::steady_clock::time_point serving_since_;
   std::chrono::milliseconds retry_delay_;
   boost::asio::steady_timer retry_timer_;
+
+  // For a worker process that takes up what another left.
+  UniqueFd recovery_file_;
+  std::map<partition::FdKey, UniqueFd> kept_fds_;  // of the connection
+  std::uint32_t lent_number_ = 0;                  // of the worker's access to its images
+  bool images_lent_ = true;                        // so that it is known when the kernel is done with them
+  std::deque<std::chrono::steady_clock::time_point> deaths_;  // the latest few
+  std::chrono::steady_clock::time_point died_at_;
 
   UniqueFd attached_;  // the VMM that the worker serves
   UniqueFd next_;      // the VMM that waits for the worker

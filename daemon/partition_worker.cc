@@ -12,6 +12,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <variant>
@@ -26,6 +27,7 @@
 #include "daemon/sandbox.h"
 #include "devices/bus.h"
 #include "devices/device.h"
+#include "devices/recovery_area.h"
 #include "io/worker.h"
 #include "netvsp/nic.h"
 #include "storvsp/controller.h"
@@ -87,7 +89,9 @@ class PartitionWorker {
                             [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
                             [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
                             [this](StartCommand&&) { started(); },
-                            [this](ConnectionCommand&& connection) { connect(std::move(connection.socket)); },
+                            [this](RecoveryAreaCommand&& area) { map_recovery(std::move(area.file)); },
+                            [this](KeptFdCommand&& kept) { kept_fds_[kept.key] = std::move(kept.fd); },
+                            [this](ConnectionCommand&& connection) { connect(std::move(connection)); },
                             [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
                             [this](StatusCommand&& status) { look(std::move(status)); },
                             [](LogLevelCommand&& level) { log_set_level(level.level); },
@@ -200,16 +204,37 @@ class PartitionWorker {
     report(ReadyReport{});
   }
 
-  void connect(UniqueFd vmm) {
+  void map_recovery(UniqueFd file) {
+    auto area = devices::RecoveryArea::map(std::move(file));
+    // It serves without.
+    if (!area) return log().warning("{}", describe(area.error()));
+    recovery_ = *std::move(area);
+  }
+
+  void connect(ConnectionCommand connection) {
     if (!ready_ || bus_) return give_notice("a VMM comes at the wrong time");
     devices::Bus::Config config;
     config.name = log_->subject();
     for (const auto& device : devices_) config.devices.push_back(device.get());
     for (const auto& worker : io_workers_) config.workers.push_back(worker.get());
-    bus_ = std::make_unique<devices::Bus>(std::move(config), control_, std::move(vmm), [this] {
+    if (recovery_ != nullptr) {
+      config.recovery = recovery_.get();
+      config.keep_fd = [this](partition::FdKey key, int fd) { keep_fd(key, fd); };
+      config.drop_fd = [this](partition::FdKey key) { report(DropFdReport{key}); };
+      config.recovered = [this] { report(TakenUpReport{}); };
+    }
+    bus_ = std::make_unique<devices::Bus>(std::move(config), control_, std::move(connection.socket), [this] {
       // The bus cannot be destroyed inside its own call.
       control_.post([this] { disconnected(); });
     });
+    if (!connection.take_up) return bus_->start();
+    if (recovery_ == nullptr) return bus_->shut_down();
+    bus_->recover(std::exchange(kept_fds_, {}));
+  }
+
+  void keep_fd(partition::FdKey key, int fd) {
+    const Result<void> sent = send_command(socket_.get(), encode(KeepFdReport{key, {}}), std::span(&fd, 1));
+    if (!sent && sent.error().code != Errc::kClosed) give_notice(describe(sent.error()));
   }
 
   void disconnected() {
@@ -273,6 +298,8 @@ class PartitionWorker {
   std::map<std::string, netvsp::Nic*> nics_;             // of devices_, by their own names
   std::vector<std::unique_ptr<io::Worker>> io_workers_;  // stopped before the devices go
   bool takes_turns_ = false;                             // the I/O workers, with the guest
+  std::unique_ptr<devices::RecoveryArea> recovery_;
+  devices::Bus::KeptFds kept_fds_;  // for the connection that is taken up
   std::unique_ptr<devices::Bus> bus_;
   StatusCommand asked_;  // without a file: nobody asks
   bool ready_ = false;

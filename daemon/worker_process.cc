@@ -153,17 +153,27 @@ void WorkerProcess::read_reports() {
   // Bounded: a worker that talks without end must not keep the supervisor from the other partitions.
   constexpr int kReportsPerTurn = 16;
   for (int i = 0; i < kReportsPerTurn; ++i) {
-    auto datagram = receive_command(socket_.native_handle());
+    Result<std::optional<CommandDatagram>> datagram = receive_command(socket_.native_handle());
     if (!datagram) {
       if (datagram.error().code != Errc::kClosed) return distrust(datagram.error());
       return closed_socket();
     }
     if (!*datagram) break;
-    const Result<Report> report = decode_report((*datagram)->text);
+    Result<Report> report = decode_report(**std::move(datagram));
     if (!report) return distrust(report.error());
     if (events_.report) events_.report(*report);
   }
   wait_for_reports();
+}
+
+// What it said before it died; bounded by the socket's buffer, to which nobody adds.
+void WorkerProcess::read_last_reports() {
+  for (;;) {
+    Result<std::optional<CommandDatagram>> datagram = receive_command(socket_.native_handle());
+    if (!datagram || !*datagram) return;
+    Result<Report> report = decode_report(**std::move(datagram));
+    if (report && events_.report) events_.report(*report);
+  }
 }
 
 void WorkerProcess::closed_socket() {
@@ -184,6 +194,7 @@ void WorkerProcess::wait_for_death() {
     if (error) return;
     int status = 0;
     if (::waitpid(self->pid_, &status, WNOHANG) != self->pid_) return self->wait_for_death();
+    self->read_last_reports();
     error_code ignored;
     self->socket_.close(ignored);
     self->process_.close(ignored);

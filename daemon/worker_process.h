@@ -27,7 +27,7 @@ namespace vmbusd::daemon {
 class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
  public:
   struct Events {
-    std::function<void(const Report&)> report;
+    std::function<void(Report&)> report;        // it may take the descriptor
     std::function<void(int wait_status)> died;  // it has been reaped
   };
 
@@ -54,6 +54,7 @@ class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
   void wait_for_death();
   void flush();
   void read_reports();
+  void read_last_reports();
   void distrust(const Error& error);
   void closed_socket();
 

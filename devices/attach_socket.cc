@@ -11,13 +11,16 @@
 
 namespace vmbusd::devices {
 
-AttachSocket::AttachSocket(io::Worker& control, UniqueFd socket,
+AttachSocket::AttachSocket(io::Worker& control, UniqueFd socket, std::function<void()> reading,
                            std::function<Result<void>(partition::Datagram&)> received,
                            std::function<void(const Error&)> failed)
     : control_(control),
       socket_(std::move(socket)),
+      reading_(std::move(reading)),
       received_(std::move(received)),
-      failed_(std::move(failed)) {
+      failed_(std::move(failed)) {}
+
+void AttachSocket::start() {
   watch_.start(control_, socket_.get(), [this] { readable(); });
 }
 
@@ -64,6 +67,7 @@ void AttachSocket::close(std::function<void()> closed) {
 }
 
 void AttachSocket::readable() {
+  if (!down_) reading_();
   for (int i = 0; i < kReceiveBudget; ++i) {
     if (down_) return;
     if (!may_read()) return control_.arm(read_timer_, paid_until_ + kReceiveBudget * kInterval);

@@ -26,16 +26,20 @@ class AttachSocket {
   static constexpr std::chrono::microseconds kInterval{100};
   static constexpr int kBurst = 16384;
 
-  // `received` gets each datagram; an error it returns, like any error of the socket, goes to `failed` once.
-  AttachSocket(io::Worker& control, UniqueFd socket,
+  // Nothing is read before start(). `reading` is called before each turn of reading; `received` gets each
+  // datagram; an error it returns, like any error of the socket, goes to `failed` once.
+  AttachSocket(io::Worker& control, UniqueFd socket, std::function<void()> reading,
                std::function<Result<void>(partition::Datagram&)> received,
                std::function<void(const Error&)> failed);
   ~AttachSocket();
   AttachSocket(const AttachSocket&) = delete;
   AttachSocket& operator=(const AttachSocket&) = delete;
 
+  void start();
   // Never blocks: what the socket does not take is queued, with duplicates of `fds`.
   void send(std::span<const std::byte> bytes, std::span<const int> fds);
+  // Whether the VMM's end has all that was sent.
+  [[nodiscard]] bool drained() const { return queue_.empty(); }
   // Sends nothing more and receives nothing more; `closed` is called when no completion is outstanding.
   void close(std::function<void()> closed);
 
@@ -75,6 +79,7 @@ class AttachSocket {
 
   io::Worker& control_;
   UniqueFd socket_;
+  std::function<void()> reading_;
   std::function<Result<void>(partition::Datagram&)> received_;
   std::function<void(const Error&)> failed_;
   std::function<void()> closed_;

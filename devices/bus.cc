@@ -2,7 +2,9 @@
 
 #include <sys/eventfd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "base/assert.h"
 #include "devices/gpadl_view.h"
@@ -15,6 +17,14 @@ namespace {
 constexpr std::uint32_t kStatusUnsuccessful = 0xc0000001;
 constexpr std::uint32_t kStatusInvalidParameter = 0xc000000d;
 
+// A row of what save() writes.
+struct SavedOffer {
+  vmbus::Relid relid;
+  std::uint32_t device;  // index in Config::devices
+  std::uint32_t sub_channel_index;
+};
+static_assert(WireStruct<SavedOffer>);
+
 }  // namespace
 
 Bus::Bus(Config config, io::Worker& control, UniqueFd socket, std::function<void()> ended)
@@ -24,7 +34,7 @@ Bus::Bus(Config config, io::Worker& control, UniqueFd socket, std::function<void
       ended_(std::move(ended)),
       attach_(*this, vmbus::Server::kMessageConnections, log_),
       socket_(
-          control, std::move(socket),
+          control, std::move(socket), [this] { begin_transition(); },
           [this](partition::Datagram& datagram) {
             return attach_.receive(datagram.bytes(), std::move(datagram.fds));
           },
@@ -34,6 +44,11 @@ Bus::Bus(Config config, io::Worker& control, UniqueFd socket, std::function<void
 
 Bus::~Bus() {
   VMBUSD_ASSERT(channels_.empty());
+}
+
+void Bus::start() {
+  if (config_.recovery != nullptr) (void)config_.recovery->take_snapshot();  // of a connection that is over
+  socket_.start();
 }
 
 void Bus::shut_down() {
@@ -89,14 +104,14 @@ void Bus::attached(partition::Partition& partition) {
   log_.info("VMM attached, {} VPs", partition.vp_count());
   server_ =
       std::make_unique<vmbus::Server>(static_cast<vmbus::ServerEvents&>(*this), partition.vp_count(), log_);
-  for (Device* const device : config_.devices) {
-    const Result<vmbus::Relid> relid = server_->offer(device->offer());
-    if (!relid) {
-      log_.error("cannot offer {}: {}", device->name(), describe(relid.error()));
-      continue;
-    }
-    offered_.emplace(*relid, Offered{device, 0});
-  }
+  if (recovering_) return;  // restore() knows what was offered
+  for (Device* const device : config_.devices) offer(*device);
+}
+
+void Bus::offer(Device& device) {
+  const Result<vmbus::Relid> relid = server_->offer(device.offer());
+  if (!relid) return log_.error("cannot offer {}: {}", device.name(), describe(relid.error()));
+  offered_.emplace(*relid, Offered{&device, 0});
 }
 
 void Bus::change_partition(bool drain, std::function<void()> change, std::function<void()> done) {
@@ -122,7 +137,7 @@ void Bus::next_change() {
       Channel& channel = *open.channel;
       channel.worker().post([this, &channel, relid = relid] {
         channel.pause([this, relid] {
-          control_.post([this, relid] {
+          post_back([this, relid] {
             paused_.insert(relid);
             drained(relid);
           });
@@ -170,6 +185,7 @@ void Bus::reset(std::function<void()> done) {
 void Bus::disconnected(const Error& reason) {
   if (!connected_) return;
   connected_ = false;
+  if (config_.recovery != nullptr) config_.recovery->forget();
   log_.info("VMM is gone: {}", describe(reason));
   socket_.close([this] {
     // Posted, as in connection_ended(): what look() has posted comes before it.
@@ -193,8 +209,21 @@ Result<std::unique_ptr<Channel>> Bus::make_channel(vmbus::Relid relid, const vmb
   const Offered& offered = offered_.at(relid);
   partition::Partition& partition = *attach_.partition();
   VMBUSD_TRY(RingPair rings, make_rings(partition.memory(), *request.ring, request.incoming_pages));
-  UniqueFd doorbell(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!doorbell) return fail_os(errno, "cannot make a doorbell");
+  UniqueFd doorbell;
+  RecoveryRegion region;
+  if (recovering_) {
+    // The VMM has the other end.
+    doorbell = std::move(kept_fds_[partition::doorbell_fd_key(relid)]);
+    if (!doorbell) return fail(Errc::kProtocol, "the doorbell was not kept");
+  } else {
+    doorbell.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!doorbell) return fail_os(errno, "cannot make a doorbell");
+  }
+  if (config_.recovery != nullptr) {
+    VMBUSD_TRY(region, config_.recovery->region(relid, !recovering_));
+  } else {
+    VMBUSD_TRY(region, RecoveryRegion::make_private());
+  }
   const std::size_t spread = request.target_vp == vmbus::kNoInterruptVp ? 0 : request.target_vp;
   io::Worker& worker = *config_.workers[spread % config_.workers.size()];
   VMBUSD_TRY(std::unique_ptr<ChannelHandler> handler,
@@ -207,6 +236,8 @@ Result<std::unique_ptr<Channel>> Bus::make_channel(vmbus::Relid relid, const vmb
   config.sub_channel_index = offered.sub_channel_index;
   config.target_vp = request.target_vp;
   config.event_flag = request.event_flag;
+  config.recovery = config_.recovery;
+  config.recovered = recovering_;
   if (request.interrupt_page != 0) {
     config.interrupt_page = reinterpret_cast<std::uint32_t*>(
         partition.memory().translate_writable(request.interrupt_page, partition::kPageSize));
@@ -219,13 +250,15 @@ Result<std::unique_ptr<Channel>> Bus::make_channel(vmbus::Relid relid, const vmb
     config.monitor.emplace(page, request.monitor_id, request.connection_id);
   }
   return std::make_unique<Channel>(std::move(config), partition, worker, std::move(rings.incoming),
-                                   std::move(rings.outgoing), std::move(handler), std::move(doorbell));
+                                   std::move(rings.outgoing), std::move(handler), std::move(doorbell),
+                                   std::make_shared<RecoveryRegion>(std::move(region)));
 }
 
 void Bus::open_channel(vmbus::Relid relid, const vmbus::OpenRequest& request) {
   Result<std::unique_ptr<Channel>> channel = make_channel(relid, request);
   if (!channel) {
     log_.guest("cannot open channel {}: {}", relid, describe(channel.error()));
+    if (recovering_) disconnected(channel.error());
     server_->open_done(
         relid, channel.error().code == Errc::kBadGpadl ? kStatusInvalidParameter : kStatusUnsuccessful);
     return;
@@ -236,6 +269,11 @@ void Bus::open_channel(vmbus::Relid relid, const vmbus::OpenRequest& request) {
   open.connection_id = request.connection_id;
   const int doorbell = open.channel->doorbell();
   VMBUSD_ASSERT(channels_.emplace(relid, std::move(open)).second);
+  keep_fd(partition::doorbell_fd_key(relid), doorbell);
+  if (recovering_) {
+    ++reopening_;
+    return start_channel(relid);
+  }
   // The guest may signal as soon as it sees the open's result, so the doorbell comes first.
   attach_.doorbell_attach(request.connection_id, doorbell,
                           [this, relid](const Result<void>& result) { doorbell_attached(relid, result); });
@@ -254,11 +292,16 @@ void Bus::doorbell_attached(vmbus::Relid relid, const Result<void>& result) {
     detach_doorbell(relid);
     return;
   }
+  start_channel(relid);
+}
+
+void Bus::start_channel(vmbus::Relid relid) {
+  OpenChannel& open = channels_.at(relid);
   open.phase = OpenChannel::Phase::kStarting;
   Channel& channel = *open.channel;
   channel.worker().post([this, &channel, relid] {
     const Result<void> started = channel.start();
-    control_.post([this, relid, started] { channel_started(relid, started); });
+    post_back([this, relid, started] { channel_started(relid, started); });
   });
 }
 
@@ -268,6 +311,7 @@ void Bus::channel_started(vmbus::Relid relid, const Result<void>& result) {
     log_.guest("cannot open channel {}: {}", relid, describe(result.error()));
     open.status = kStatusInvalidParameter;
     stop_channel(relid);
+    if (recovering_) disconnected(result.error());
     return;
   }
   open.phase = OpenChannel::Phase::kOpen;
@@ -275,8 +319,9 @@ void Bus::channel_started(vmbus::Relid relid, const Result<void>& result) {
     stop_channel(relid);
     return;
   }
-  log_.guest_info("{} opened, channel {}", open.name, relid);
+  if (!recovering_) log_.guest_info("{} opened, channel {}", open.name, relid);
   server_->open_done(relid, 0);
+  if (recovering_) recovered_channel(relid);
 }
 
 void Bus::close_channel(vmbus::Relid relid) {
@@ -293,7 +338,7 @@ void Bus::stop_channel(vmbus::Relid relid) {
   open.phase = OpenChannel::Phase::kStopping;
   Channel& channel = *open.channel;
   channel.worker().post([this, &channel, relid] {
-    channel.stop([this, relid] { control_.post([this, relid] { detach_doorbell(relid); }); });
+    channel.stop([this, relid] { post_back([this, relid] { detach_doorbell(relid); }); });
   });
 }
 
@@ -314,6 +359,7 @@ void Bus::channel_closed(vmbus::Relid relid) {
   const bool was_closed = open.close_wanted;
   const std::uint32_t status = open.status;
   open.channel.reset();
+  drop_fd(partition::doorbell_fd_key(relid));
   paused_.erase(relid);
   for (const vmbus::GpadlId gpadl : open.releasing) server_->gpadl_released(relid, gpadl);
   if (was_closed) {
@@ -329,7 +375,7 @@ void Bus::retarget_channel(vmbus::Relid relid, std::uint32_t vp) {
   Channel& channel = *open.channel;
   channel.worker().post([this, &channel, relid, vp] {
     channel.retarget(vp);
-    control_.post([this, relid] { server_->retarget_done(relid, 0); });
+    post_back([this, relid] { server_->retarget_done(relid, 0); });
   });
 }
 
@@ -344,7 +390,7 @@ void Bus::release_gpadl(vmbus::Relid relid, const std::shared_ptr<const vmbus::G
   open.releasing.insert(gpadl->id);
   Channel& channel = *open.channel;
   channel.worker().post([this, &channel, relid, id = gpadl->id] {
-    auto released = [this, relid, id] { control_.post([this, relid, id] { gpadl_released(relid, id); }); };
+    auto released = [this, relid, id] { post_back([this, relid, id] { gpadl_released(relid, id); }); };
     if (channel.stopping()) {
       // Its handler was stopped: only what is in flight can still touch the pages.
       channel.when_idle(std::move(released));
@@ -361,13 +407,172 @@ void Bus::gpadl_released(vmbus::Relid relid, vmbus::GpadlId gpadl) {
 }
 
 void Bus::offer_gone(vmbus::Relid relid) {
-  offered_.erase(relid);
+  const auto gone = offered_.extract(relid);
+  if (!gone.empty() && gone.mapped().returns) offer(*gone.mapped().device);
 }
 
 void Bus::connection_ended() {
   for (Device* const device : config_.devices) device->reset();
   if (reset_done_) std::exchange(reset_done_, nullptr)();
   if (!connected_ && ended_) control_.post(std::exchange(ended_, nullptr));
+}
+
+// Recovery.
+
+void Bus::post_back(std::function<void()> function) {
+  control_.post([this, run = std::move(function)] {
+    begin_transition();
+    run();
+  });
+}
+
+// Before anything that may change what the guest or the VMM knows of us.
+void Bus::begin_transition() {
+  if (config_.recovery == nullptr) return;
+  if (!in_transition_) config_.recovery->enter();
+  in_transition_ = true;
+  if (end_posted_) return;
+  end_posted_ = true;
+  control_.post([weak = std::weak_ptr<Bus*>(self_)] {
+    if (const auto alive = weak.lock()) (*alive)->end_transition();
+  });
+}
+
+// Where something still waits for an answer, what brings that begins anew.
+void Bus::end_transition() {
+  end_posted_ = false;
+  if (!in_transition_ || !settled()) return;
+  snapshot_.clear();
+  save(snapshot_);
+  if (!config_.recovery->write_snapshot(snapshot_.bytes())) {
+    log_.guest("the guest has lent too much memory to be recorded: it would not survive this worker process");
+    return;
+  }
+  in_transition_ = false;
+  config_.recovery->leave();
+}
+
+bool Bus::settled() const {
+  return connected_ && !recovering_ && server_ != nullptr && socket_.drained() && attach_.settled() &&
+         server_->settled() && changes_.empty() && !reset_done_ &&
+         std::all_of(channels_.begin(), channels_.end(), [](const auto& entry) {
+           const OpenChannel& open = entry.second;
+           return open.phase == OpenChannel::Phase::kOpen && !open.close_wanted && open.releasing.empty();
+         });
+}
+
+void Bus::save(SerialWriter& out) const {
+  attach_.save(out);
+  out.put(static_cast<std::uint64_t>(offered_.size()));
+  for (const auto& [relid, offered] : offered_) {
+    const auto device = std::find(config_.devices.begin(), config_.devices.end(), offered.device);
+    out.put(SavedOffer{relid, static_cast<std::uint32_t>(device - config_.devices.begin()),
+                       offered.sub_channel_index});
+  }
+  server_->save(out);
+}
+
+void Bus::recover(KeptFds fds) {
+  VMBUSD_ASSERT(config_.recovery != nullptr);
+  recovering_ = true;
+  kept_fds_ = std::move(fds);
+  const Result<std::vector<std::byte>> snapshot = config_.recovery->take_snapshot();
+  Result<void> restored{};
+  if (snapshot) {
+    restored = restore(*snapshot);
+  } else {
+    restored = tl::unexpected(snapshot.error());
+  }
+  if (!restored) disconnected(restored.error());
+}
+
+Result<void> Bus::restore(std::span<const std::byte> snapshot) {
+  SerialReader in(snapshot);
+  VMBUSD_CHECK(attach_.restore(in, [this](partition::FdKey key) { return std::move(kept_fds_[key]); }));
+  VMBUSD_TRY(const std::uint64_t offers, in.get<std::uint64_t>());
+  for (std::uint64_t i = 0; i < offers; ++i) {
+    VMBUSD_TRY(const SavedOffer saved, in.get<SavedOffer>());
+    if (saved.device >= config_.devices.size() ||
+        !offered_.emplace(saved.relid, Offered{config_.devices[saved.device], saved.sub_channel_index})
+             .second) {
+      return fail(Errc::kProtocol, "an offer of no device");
+    }
+  }
+  VMBUSD_CHECK(server_->restore(in, [this](vmbus::Relid relid) { return offer_of(relid); }));
+  if (!in.at_end()) return fail(Errc::kProtocol, "more than a bus records");
+  std::vector<vmbus::Relid> primaries;
+  for (const auto& [relid, offered] : offered_) {
+    if (offered.sub_channel_index == 0 && offered.device->can_be_taken_up()) primaries.push_back(relid);
+  }
+  ++reopening_;
+  for (const vmbus::Relid relid : primaries) VMBUSD_CHECK(server_->reopen(relid));
+  recovered_channel(0);
+  return {};
+}
+
+Result<vmbus::Offer> Bus::offer_of(vmbus::Relid relid) const {
+  const auto found = offered_.find(relid);
+  if (found == offered_.end()) return fail(Errc::kProtocol, "a channel that was not offered");
+  vmbus::Offer offer = found->second.device->offer();
+  offer.sub_channel_index = static_cast<std::uint16_t>(found->second.sub_channel_index);
+  return offer;
+}
+
+// One of the channels that recover() waits for serves again (0: they are all asked for). A primary's are
+// asked for now.
+void Bus::recovered_channel(vmbus::Relid relid) {
+  if (relid != 0 && offered_.at(relid).sub_channel_index == 0) {
+    std::vector<vmbus::Relid> sub_channels;
+    for (const auto& [other, offered] : offered_) {
+      if (offered.sub_channel_index != 0 && offered.device == offered_.at(relid).device) {
+        sub_channels.push_back(other);
+      }
+    }
+    for (const vmbus::Relid sub_channel : sub_channels) {
+      const Result<void> reopened = server_->reopen(sub_channel);
+      if (!reopened) return disconnected(reopened.error());
+    }
+  }
+  if (--reopening_ != 0 || !connected_) return;
+  recovering_ = false;
+  for (const auto& [key, fd] : std::exchange(kept_fds_, {})) {
+    if (fd) drop_fd(key);
+  }
+  log_.info("took up the guest of the last worker process: {} open channels", channels_.size());
+  exchange_devices();
+  socket_.start();
+  begin_transition();
+  if (config_.recovered) config_.recovered();
+}
+
+// Has the guest see devices that were open and cannot be taken up go and come back.
+void Bus::exchange_devices() {
+  std::vector<vmbus::Relid> lost;
+  for (auto& [relid, offered] : offered_) {
+    if (!server_->awaits_reopen(relid)) continue;
+    attach_.doorbell_detach(vmbus::Server::signal_connection(relid), [](const Result<void>&) {});
+    if (offered.sub_channel_index != 0) continue;  // goes with its primary
+    offered.returns = true;
+    lost.push_back(relid);
+  }
+  for (const vmbus::Relid relid : lost) {
+    log_.warning("{} cannot be taken up: it is taken from the guest and offered anew",
+                 offered_.at(relid).device->name());
+    server_->rescind(relid);
+  }
+}
+
+void Bus::keep_fd(partition::FdKey key, int fd) {
+  // Those of a connection that is taken up are kept still.
+  if (config_.keep_fd && !recovering_) config_.keep_fd(key, fd);
+}
+
+void Bus::drop_fd(partition::FdKey key) {
+  if (config_.drop_fd && connected_) config_.drop_fd(key);
+}
+
+void Bus::at_rest(std::function<void()> done) {
+  change_partition(true, std::move(done), [] {});
 }
 
 // Devices; any thread.
@@ -385,7 +590,11 @@ void Bus::find_gpadl(Channel& channel, std::uint32_t gpadl,
 }
 
 void Bus::offer_sub_channels(Device& device, std::uint32_t count) {
+  // The caller's transition may end before ours begins.
+  if (config_.recovery != nullptr) config_.recovery->enter();
   control_.post([this, &device, count] {
+    begin_transition();
+    if (config_.recovery != nullptr) config_.recovery->leave();
     for (std::uint32_t i = 1; i <= count; ++i) {
       vmbus::Offer offer = device.offer();
       offer.sub_channel_index = static_cast<std::uint16_t>(i);

@@ -15,9 +15,11 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "base/serial.h"
 #include "devices/attach_socket.h"
 #include "devices/channel.h"
 #include "devices/device.h"
+#include "devices/recovery_area.h"
 #include "devices/status.h"
 #include "io/worker.h"
 #include "partition/attach_server.h"
@@ -37,13 +39,29 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
     std::string name;                  // of the partition
     std::vector<Device*> devices;      // in offer order
     std::vector<io::Worker*> workers;  // at least one
+    // For a connection that is to outlive this process: where its state goes (outlives the Bus), and who
+    // keeps descriptors of these keys beyond this process. None: it does not.
+    RecoveryArea* recovery = nullptr;
+    std::function<void(partition::FdKey, int fd)> keep_fd{};
+    std::function<void(partition::FdKey)> drop_fd{};
+    std::function<void()> recovered{};  // recover() has come to its end
   };
+  using KeptFds = std::map<partition::FdKey, UniqueFd>;
 
-  // Serves `socket` (connected, SOCK_SEQPACKET). `control` is the worker whose thread this is. `ended` is
+  // For `socket` (connected, SOCK_SEQPACKET). `control` is the worker whose thread this is. `ended` is
   // called once, from the control worker's loop, when the VMM is gone and nothing is in use any more: the Bus
   // may be destroyed in it.
   Bus(Config config, io::Worker& control, UniqueFd socket, std::function<void()> ended);
   ~Bus();
+
+  // One of both, once. start() serves a VMM that has yet to say Hello. recover() takes up what another Bus
+  // recorded in config.recovery and `fds`, which is not trusted: where it cannot be, the connection ends as
+  // by shut_down().
+  void start();
+  void recover(KeptFds fds);
+
+  // Calls `done` on the control thread while every channel is at rest, with nothing in flight.
+  void at_rest(std::function<void()> done);
 
   // Ends the connection: closes all channels, drains, then calls `ended`. Again: nothing.
   void shut_down();
@@ -77,6 +95,7 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   struct Offered {
     Device* device;
     std::uint32_t sub_channel_index;
+    bool returns = false;  // it was rescinded to be offered anew
   };
   struct Change {
     std::function<void()> change;
@@ -91,6 +110,8 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void guest_message(std::uint32_t vp, std::uint32_t connection_id, std::uint32_t message_type,
                      std::span<const std::byte> payload) override;
   void reset(std::function<void()> done) override;
+  void keep_fd(partition::FdKey key, int fd) override;
+  void drop_fd(partition::FdKey key) override;
 
   // vmbus::ServerEvents
   bool send(std::uint32_t vp, std::span<const std::byte> message) override;
@@ -106,6 +127,19 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void find_gpadl(Channel& channel, std::uint32_t gpadl,
                   std::function<void(std::shared_ptr<const vmbus::Gpadl>)> done) override;
   void offer_sub_channels(Device& device, std::uint32_t count) override;
+
+  // What a worker's thread has the control thread do.
+  void post_back(std::function<void()> function);
+  void begin_transition();
+  void end_transition();
+  [[nodiscard]] bool settled() const;
+  void save(SerialWriter& out) const;
+  [[nodiscard]] Result<void> restore(std::span<const std::byte> snapshot);
+  [[nodiscard]] Result<vmbus::Offer> offer_of(vmbus::Relid relid) const;
+  void recovered_channel(vmbus::Relid relid);
+  void exchange_devices();
+  void offer(Device& device);
+  void start_channel(vmbus::Relid relid);
 
   [[nodiscard]] Result<std::unique_ptr<Channel>> make_channel(vmbus::Relid relid,
                                                               const vmbus::OpenRequest& request);
@@ -134,8 +168,15 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   std::deque<Change> changes_;       // that drain; the first is under way
   std::set<vmbus::Relid> draining_;  // channels that the first change waits for
   std::set<vmbus::Relid> paused_;    // to be resumed after it
-  BusStatus looked_;                 // what look() has gathered so far
-  std::size_t looking_ = 0;          // channels whose part is missing
+  bool in_transition_ = true;        // of config_.recovery, which begins with one
+  bool end_posted_ = false;          // end_transition() will be called
+  bool recovering_ = false;
+  std::size_t reopening_ = 0;  // channels that recover() waits for
+  KeptFds kept_fds_;           // for recover(), until they are taken
+  SerialWriter snapshot_;
+  std::shared_ptr<Bus*> self_ = std::make_shared<Bus*>(this);  // for what is posted and may come too late
+  BusStatus looked_;                                           // what look() has gathered so far
+  std::size_t looking_ = 0;                                    // channels whose part is missing
   std::function<void(BusStatus)> look_done_;
 };
 

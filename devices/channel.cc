@@ -1,5 +1,7 @@
 #include "devices/channel.h"
 
+#include <utility>
+
 #include "base/assert.h"
 
 namespace vmbusd::devices {
@@ -10,7 +12,8 @@ constexpr std::chrono::milliseconds kSpacePollInterval{10};
 
 Channel::Channel(Config config, partition::Partition& partition, io::Worker& worker,
                  ring::RingMemory incoming, ring::RingMemory outgoing,
-                 std::unique_ptr<ChannelHandler> handler, UniqueFd doorbell)
+                 std::unique_ptr<ChannelHandler> handler, UniqueFd doorbell,
+                 std::shared_ptr<RecoveryRegion> region)
     : config_(std::move(config)),
       partition_(partition),
       worker_(worker),
@@ -18,16 +21,20 @@ Channel::Channel(Config config, partition::Partition& partition, io::Worker& wor
       outgoing_(std::move(outgoing)),
       handler_(std::move(handler)),
       doorbell_(std::move(doorbell)),
-      log_(config_.name) {}
+      log_(config_.name),
+      region_(std::move(region)),
+      record_(*reinterpret_cast<Record*>(region_->bytes().data())) {}
 
 Channel::~Channel() {
   VMBUSD_ASSERT(state_ == State::kNew || state_ == State::kStopped);
   VMBUSD_ASSERT(in_flight_ == 0);
+  end_change();
 }
 
 Result<void> Channel::start() {
   VMBUSD_CHECK(incoming_.attach());
   VMBUSD_CHECK(outgoing_.attach());
+  take_up_record();
   state_ = State::kRunning;
   if (config_.monitor) config_.monitor->open();
   handler_->start(*this);
@@ -35,6 +42,11 @@ Result<void> Channel::start() {
     stats_.doorbells.fetch_add(1, std::memory_order_relaxed);
     if (state_ == State::kRunning) activate();
   });
+  if (config_.recovered) {
+    VMBUSD_CHECK(handler_->recover());
+    // What the dead process wanted to signal, or had and never wrote.
+    signal_regardless();
+  }
   // The guest may have filled its ring before the doorbell was attached.
   activate();
   return {};
@@ -132,15 +144,69 @@ bool Channel::poll() noexcept {
     fail(worked.error());
     return false;
   }
+  // The room first: a packet that is answered must not be found in the ring by a process that takes this up.
+  const bool room_wanted = release_incoming() | std::exchange(room_wanted_, false);
   const Result<bool> published = outgoing_.commit();
   if (!published) {
     fail(published.error());
     return false;
   }
+  count_commit();
+  handler_->published();
+  if (changing_) [[unlikely]] {
+    end_change();
+  }
   // Both directions share the guest's one interrupt.
-  const bool room_wanted = incoming_.release();
   if (*published || room_wanted) signal_guest();
   return *worked;
+}
+
+Result<bool> Channel::arm_space(std::uint32_t bytes) {
+  if (release_incoming()) room_wanted_ = true;
+  const Result<bool> armed = outgoing_.arm_space(bytes);
+  count_commit();
+  return armed;
+}
+
+void Channel::take_up_record() {
+  const std::uint32_t read_index = incoming_.read_position();
+  const std::uint32_t write_index = outgoing_.write_position();
+  if (config_.recovered) {
+    if (record_.read_index != read_index) ++record_.releases;
+    if (record_.write_index != write_index) ++record_.commits;
+  }
+  record_.read_index = read_index;
+  record_.write_index = write_index;
+}
+
+// Fences for the compiler only: see Record.
+bool Channel::release_incoming() {
+  const bool wanted = incoming_.release();
+  if (record_.read_index != incoming_.read_position()) {
+    ++record_.releases;
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    record_.read_index = incoming_.read_position();
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  }
+  return wanted;
+}
+
+void Channel::count_commit() {
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  if (record_.write_index != outgoing_.write_position()) {
+    ++record_.commits;
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    record_.write_index = outgoing_.write_position();
+  }
+}
+
+void Channel::begin_change() {
+  if (!changing_ && config_.recovery != nullptr) config_.recovery->enter();
+  changing_ = true;
+}
+
+void Channel::end_change() {
+  if (std::exchange(changing_, false) && config_.recovery != nullptr) config_.recovery->leave();
 }
 
 bool Channel::prepare_sleep() noexcept {
@@ -197,6 +263,13 @@ void Channel::signal_guest() {
   } else {
     stats_.interrupts_saved.fetch_add(1, std::memory_order_relaxed);
   }
+}
+
+void Channel::signal_regardless() {
+  signal_guest();
+  if (config_.target_vp == vmbus::kNoInterruptVp) return;
+  const UniqueFd& interrupt = partition_.vp(config_.target_vp).interrupt;
+  if (interrupt) worker_.signal(interrupt.get());
 }
 
 void Channel::settle() {

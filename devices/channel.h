@@ -7,12 +7,14 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/log.h"
 #include "base/result.h"
 #include "devices/monitor_slot.h"
+#include "devices/recovery_area.h"
 #include "devices/status.h"
 #include "io/worker.h"
 #include "partition/partition.h"
@@ -41,6 +43,13 @@ class ChannelHandler {
   // The channel closes: cancel what is in flight. No service() follows; completions that still come in must
   // not touch the rings or guest memory (see Channel::stopping()).
   virtual void stop() = 0;
+  // The channel is taken up from a worker process that died, by a start() just before: does what that process
+  // had not done, as the region() tells it. The region is not trusted. An error: it cannot be taken up.
+  [[nodiscard]] virtual Result<void> recover() {
+    return fail(Errc::kUnsupported, "a device that cannot be taken up");
+  }
+  // What was written to the outgoing ring before is the guest's now.
+  virtual void published() {}
   // Guest memory is about to change: bring operations in flight to an end soon (they complete as usual). For
   // handlers that keep operations armed without a request of the guest's, such as reads from a TAP.
   virtual void pause() {}
@@ -74,13 +83,16 @@ class Channel final : public io::Pollable {
     // guest-controlled.
     std::uint32_t* interrupt_page = nullptr;
     std::optional<MonitorSlot> monitor = std::nullopt;  // of a monitored channel
+    RecoveryArea* recovery = nullptr;                   // where its region is, if anywhere
+    bool recovered = false;  // taken up where a worker process left it; its region tells where that was
   };
 
   // Packets that one service() may take before the worker turns to others.
   static constexpr std::uint32_t kServiceBudget = 64;
 
   Channel(Config config, partition::Partition& partition, io::Worker& worker, ring::RingMemory incoming,
-          ring::RingMemory outgoing, std::unique_ptr<ChannelHandler> handler, UniqueFd doorbell);
+          ring::RingMemory outgoing, std::unique_ptr<ChannelHandler> handler, UniqueFd doorbell,
+          std::shared_ptr<RecoveryRegion> region);
   ~Channel();
 
   // Takes up the rings; an error (indices out of range) leaves the channel as it was.
@@ -120,6 +132,23 @@ class Channel final : public io::Pollable {
   // Has service() called in this turn or the next: there is something to do that no doorbell announces.
   void activate() { worker_.activate(*this); }
 
+  // For handlers that can be taken up by another worker process. Memory that it will have; zeroed when the
+  // channel is new.
+  static constexpr std::size_t kRecordBytes = 64;  // of it that are the channel's own
+  [[nodiscard]] std::span<std::byte> region() const { return region_->bytes().subspan(kRecordBytes); }
+  // For what others may look at when the channel is gone.
+  [[nodiscard]] std::shared_ptr<RecoveryRegion> shared_region() const { return region_; }
+  // How often read_index and write_index were published. What is read from the incoming ring or written to
+  // the outgoing one now is the guest's business when this is one more.
+  [[nodiscard]] bool recovered() const { return config_.recovered; }
+  [[nodiscard]] std::uint64_t releases() const { return record_.releases; }
+  [[nodiscard]] std::uint64_t commits() const { return record_.commits; }
+  // In place of OutgoingRing::arm_space(): publishes in an order that recovery relies on.
+  [[nodiscard]] Result<bool> arm_space(std::uint32_t bytes);
+  // From service(): what the region says is behind what the guest is told until this service()'s answers are
+  // published. A process that dies in between cannot be followed.
+  void begin_change();
+
   [[nodiscard]] IoCounters& io_counters() { return io_counters_; }
 
   // On the worker.
@@ -156,6 +185,21 @@ class Channel final : public io::Pollable {
     Channel& channel_;
   };
 
+  // The begin of the region. Written by the channel's worker, read by the one that comes after its death, so
+  // that the order in the program is all that matters. A count is raised behind its index in guest memory and
+  // before its index here: an index that differs from the guest's is a publication that was not counted.
+  struct Record {
+    std::uint64_t releases;
+    std::uint64_t commits;
+    std::uint32_t read_index;   // of the incoming ring
+    std::uint32_t write_index;  // of the outgoing ring
+  };
+
+  void take_up_record();
+  [[nodiscard]] bool release_incoming();
+  void count_commit();
+  void end_change();
+  void signal_regardless();
   void look_at_monitor();
   void rest();                    // off the worker's list, without a timer
   void fail(const Error& error);  // the guest broke the ring or the protocol: stop serving, keep the guest
@@ -180,6 +224,10 @@ class Channel final : public io::Pollable {
   LogScope log_;
   ChannelStats stats_;
   IoCounters io_counters_;
+  std::shared_ptr<RecoveryRegion> region_;
+  Record& record_;
+  bool room_wanted_ = false;  // the guest is to be signalled for room that arm_space() published
+  bool changing_ = false;
 };
 
 }  // namespace vmbusd::devices

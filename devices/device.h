@@ -45,6 +45,9 @@ class Device {
   [[nodiscard]] virtual Result<std::unique_ptr<ChannelHandler>> open(std::uint32_t sub_channel_index,
                                                                      DeviceHost& host,
                                                                      io::Worker& worker) = 0;
+  // Whether its channels can be taken up by another worker process. Where not, the guest sees the device go
+  // and come back.
+  [[nodiscard]] virtual bool can_be_taken_up() const { return false; }
   // The guest is gone or starts over: all handlers are destroyed. Protocol state goes, configuration stays.
   virtual void reset() {}
 };

@@ -34,6 +34,13 @@ Outcome refuse(AttachStatus status, std::string text) {
   return {status, 0, std::move(text)};
 }
 
+// Before each datagram that save() writes; a size of 0 ends them.
+struct SavedDatagram {
+  FdKey fd;  // beside it, 0: none
+  std::uint64_t size;
+};
+static_assert(WireStruct<SavedDatagram>);
+
 // One row for each message that a VMM may send.
 struct RequestRule {
   AttachType type;
@@ -121,6 +128,11 @@ struct AttachServer::Impl {
   void send_host_messages();
   template <typename Message>
   void send(const Message& message, std::span<const int> fds = {}) {
+    if (restoring) {
+      // What the VMM was told before it is told no more; a refusal is none that it knows.
+      if constexpr (requires { message.status; }) refused_in_restore |= message.status != AttachStatus::kOk;
+      return;
+    }
     if (!closed) events.send(wire_bytes(message), fds);
   }
 
@@ -129,6 +141,10 @@ struct AttachServer::Impl {
   std::array<std::uint32_t, 4> message_connections{};
   std::optional<Partition> partition;
   bool closed = false;
+  bool restoring = false;
+  bool refused_in_restore = false;
+  AttachHello accepted_hello{};
+  std::array<AttachSynicState, kMaxVps> synic_states{};  // the latest that gave the VP an event flags page
 
   std::uint64_t next_cookie = 1;
   std::unordered_map<std::uint64_t, Done> doorbells;   // with the VMM, by cookie; at most kMaxPending
@@ -211,6 +227,7 @@ void AttachServer::Impl::hello(const AttachHello& message) {
   reply.features = message.features & kServedFeatures;
   reply.message_connections = message_connections;
   partition.emplace(message.vp_count);
+  accepted_hello = message;
   send(reply);
   events.attached(*partition);
 }
@@ -279,7 +296,10 @@ Outcome AttachServer::Impl::map_region(const AttachMemory& message, UniqueFd fd)
   }
   const bool writable = (message.flags & kMemoryWritable) != 0;
   const Result<void> added = memory.add(message.gpa, message.size, std::move(fd), message.offset, writable);
-  if (added) return {};
+  if (added) {
+    events.keep_fd(memory_fd_key(message.gpa), memory.find(message.gpa / kPageSize)->fd.get());
+    return {};
+  }
   const Error& error = added.error();
   switch (error.code) {
     case Errc::kUnsupported:
@@ -324,6 +344,7 @@ Outcome AttachServer::Impl::unmap_region(const AttachMemory& message) {
     }
   }
   VMBUSD_ASSERT(memory.remove(message.gpa, message.size).has_value());
+  events.drop_fd(memory_fd_key(message.gpa));
   return {};
 }
 
@@ -350,6 +371,7 @@ void AttachServer::Impl::vp_interrupt(const AttachVpInterrupt& message, UniqueFd
   const auto shared_fd = std::make_shared<UniqueFd>(std::move(fd));
   change(cookie, false, [this, vp = message.vp, shared_fd] {
     partition->vp(vp).interrupt = std::move(*shared_fd);
+    events.keep_fd(interrupt_fd_key(vp), partition->vp(vp).interrupt.get());
     return Outcome{};
   });
 }
@@ -384,6 +406,7 @@ Outcome AttachServer::Impl::set_event_page(const AttachSynicState& message) {
   }
   constexpr std::size_t kSintFlagsBytes = kEventFlagsPerSint / 8;
   flags = reinterpret_cast<std::uint32_t*>(page + kVmbusSint * kSintFlagsBytes);
+  synic_states[message.vp] = message;
   return {};
 }
 
@@ -514,6 +537,67 @@ AttachServer::~AttachServer() = default;
 
 Result<void> AttachServer::receive(std::span<const std::byte> bytes, std::vector<UniqueFd> fds) {
   return impl_->receive(bytes, std::move(fds));
+}
+
+bool AttachServer::settled() const {
+  return impl_->requests_open == 0 && !impl_->resetting && impl_->doorbells.empty() &&
+         impl_->host_messages_sent.empty() && impl_->host_messages_queued.empty();
+}
+
+void AttachServer::save(SerialWriter& out) const {
+  VMBUSD_ASSERT(settled() && impl_->partition);
+  const auto put = [&out](const auto& message, FdKey key) {
+    out.put(SavedDatagram{key, sizeof message});
+    out.put(message);
+  };
+  put(impl_->accepted_hello, 0);
+  Partition& partition = *impl_->partition;
+  for (const GuestMemory::Region& region : partition.memory().regions()) {
+    auto message = make_message<AttachMemory>(AttachType::kMemoryAdd, 0);
+    message.gpa = region.gpa;
+    message.size = region.size;
+    message.offset = region.offset;
+    message.flags = region.writable ? kMemoryWritable : 0;
+    put(message, memory_fd_key(region.gpa));
+  }
+  for (std::uint32_t index = 0; index < partition.vp_count(); ++index) {
+    const Partition::Vp& vp = partition.vp(index);
+    if (vp.interrupt) {
+      auto message = make_message<AttachVpInterrupt>(AttachType::kVpInterrupt, 0);
+      message.vp = index;
+      message.sint = kVmbusSint;
+      put(message, interrupt_fd_key(index));
+    }
+    if (vp.event_flags != nullptr) put(impl_->synic_states[index], 0);
+  }
+  out.put(SavedDatagram{0, 0});
+}
+
+Result<void> AttachServer::restore(SerialReader& in, const std::function<UniqueFd(FdKey)>& take_fd) {
+  impl_->restoring = true;
+  for (;;) {
+    VMBUSD_TRY(const SavedDatagram saved, in.get<SavedDatagram>());
+    if (saved.size == 0) break;
+    VMBUSD_TRY(const std::span<const std::byte> bytes, in.get_bytes(saved.size));
+    AttachHeader header{};
+    const bool whole = read_wire(bytes, header);
+    if (!whole || (header.type != AttachType::kHello && header.type != AttachType::kMemoryAdd &&
+                   header.type != AttachType::kVpInterrupt && header.type != AttachType::kSynicState)) {
+      return fail(Errc::kProtocol, "a message of the VMM's that is no part of a partition's state");
+    }
+    std::vector<UniqueFd> fds;
+    if (saved.fd != 0) {
+      fds.push_back(take_fd(saved.fd));
+      if (!fds.back()) return fail(Errc::kProtocol, "a descriptor of the VMM's was not kept");
+    }
+    VMBUSD_CHECK(impl_->receive(bytes, std::move(fds)));
+    if (impl_->refused_in_restore)
+      return fail(Errc::kProtocol, "a request of the VMM's would be refused now");
+  }
+  if (!impl_->partition || !settled())
+    return fail(Errc::kProtocol, "no partition, or one that is not at rest");
+  impl_->restoring = false;
+  return {};
 }
 
 void AttachServer::disconnected() {

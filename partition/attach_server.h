@@ -13,10 +13,23 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "base/serial.h"
 #include "partition/attach_protocol.h"
 #include "partition/partition.h"
 
 namespace vmbusd::partition {
+
+// Names a descriptor that a connection's state needs: the VMM's, by these, and its owner's by others.
+using FdKey = std::uint64_t;
+[[nodiscard]] constexpr FdKey memory_fd_key(std::uint64_t gpa) {
+  return gpa | 1;  // the low 12 bits are free
+}
+[[nodiscard]] constexpr FdKey interrupt_fd_key(std::uint32_t vp) {
+  return std::uint64_t{vp} << 12 | 2;
+}
+[[nodiscard]] constexpr FdKey doorbell_fd_key(std::uint32_t channel) {
+  return std::uint64_t{channel} << 12 | 3;
+}
 
 // What the attach server asks of its surroundings. Control thread.
 class AttachServerEvents {
@@ -38,6 +51,13 @@ class AttachServerEvents {
                              std::span<const std::byte> payload) = 0;
   // The VMM resets the guest: close everything, then call `done`.
   virtual void reset(std::function<void()> done) = 0;
+  // For surroundings that let a connection outlive this process: `fd` belongs to it from now on, in place of
+  // what had this key before; or none does.
+  virtual void keep_fd(FdKey key, int fd) {
+    (void)key;
+    (void)fd;
+  }
+  virtual void drop_fd(FdKey key) { (void)key; }
 
  protected:
   ~AttachServerEvents() = default;
@@ -55,6 +75,15 @@ class AttachServer {
   // was something to answer): close the connection. What merely cannot be done is answered to the VMM and is
   // no error here.
   [[nodiscard]] Result<void> receive(std::span<const std::byte> bytes, std::vector<UniqueFd> fds);
+
+  // Whether nobody waits for an answer, so that save() tells it all.
+  [[nodiscard]] bool settled() const;
+  // For a daemon that is restarted under its VMM: writes what restore() on a new AttachServer needs. Only
+  // while settled(), after Hello.
+  void save(SerialWriter& out) const;
+  // First of all, in place of receive(): does what save() wrote over again, as if the VMM asked for it, but
+  // tells it nothing. So it is checked just as that is. `take_fd` gives the descriptor of a key, or none.
+  [[nodiscard]] Result<void> restore(SerialReader& in, const std::function<UniqueFd(FdKey)>& take_fd);
 
   // The connection is over: what waits for the VMM's answer gets Errc::kClosed now, later requests get it at
   // once, and nothing more is sent. The partition stays until destruction. Destruction alone calls no one.

@@ -133,6 +133,8 @@ class Controller final : public devices::Device {
     return std::make_unique<StorChannel>(state_, version);
   }
 
+  bool can_be_taken_up() const override { return true; }
+
   void reset() override {
     state_.ready_version.store(0, std::memory_order_relaxed);
     for (ControllerState::Lun& lun : state_.luns) {

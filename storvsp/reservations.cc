@@ -3,6 +3,19 @@
 namespace vmbusd::storvsp {
 namespace {
 
+bool known(ReservationType type) {
+  switch (type) {
+    case ReservationType::kWriteExclusive:
+    case ReservationType::kExclusiveAccess:
+    case ReservationType::kWriteExclusiveRegistrants:
+    case ReservationType::kExclusiveAccessRegistrants:
+    case ReservationType::kWriteExclusiveAllRegistrants:
+    case ReservationType::kExclusiveAccessAllRegistrants:
+      return true;
+  }
+  return false;
+}
+
 bool of_all_registrants(ReservationType type) {
   return type == ReservationType::kWriteExclusiveAllRegistrants ||
          type == ReservationType::kExclusiveAccessAllRegistrants;
@@ -91,6 +104,32 @@ Reservations::Outcome Reservations::release_unit() {
 void Reservations::reset_unit() {
   const std::lock_guard lock(mutex_);
   unit_reserved_ = false;
+}
+
+LunRecord Reservations::save() const {
+  const std::lock_guard lock(mutex_);
+  LunRecord record{};
+  record.key = state_.key.value_or(0);
+  record.generation = state_.generation;
+  record.registered = state_.key ? 1 : 0;
+  record.reservation = state_.type ? static_cast<std::uint8_t>(*state_.type) : 0;
+  record.unit_reserved = unit_reserved_ ? 1 : 0;
+  return record;
+}
+
+Result<void> Reservations::restore(const LunRecord& record) {
+  const bool reserved = record.reservation != 0;
+  const ReservationType type{record.reservation};
+  if ((reserved && (!known(type) || record.registered == 0)) ||
+      (record.unit_reserved != 0 && record.registered != 0)) {
+    return fail(Errc::kProtocol, "a reservation that cannot be");
+  }
+  const std::lock_guard lock(mutex_);
+  state_.generation = record.generation;
+  state_.key = record.registered != 0 ? std::optional(record.key) : std::nullopt;
+  state_.type = reserved ? std::optional(type) : std::nullopt;
+  unit_reserved_ = record.unit_reserved != 0;
+  return {};
 }
 
 }  // namespace vmbusd::storvsp

@@ -5,6 +5,9 @@
 #include <mutex>
 #include <optional>
 
+#include "base/result.h"
+#include "storvsp/stor_record.h"
+
 namespace vmbusd::storvsp {
 
 // PERSISTENT RESERVE OUT, TYPE field.
@@ -49,6 +52,10 @@ class Reservations {
   Outcome release_unit();
   // A reset ends what RESERVE did, and nothing else.
   void reset_unit();
+
+  // All of it, in a LunRecord that is empty otherwise; and back: Errc::kProtocol where it cannot be.
+  [[nodiscard]] LunRecord save() const;
+  [[nodiscard]] Result<void> restore(const LunRecord& record);
 
  private:
   [[nodiscard]] bool allowed(std::uint64_t key) const { return !unit_reserved_ && state_.key == key; }

@@ -21,6 +21,7 @@ struct ScsiJob {
   // The owner's, before begin_job().
   LogicalUnit* lun = nullptr;
   ScsiCommand command;
+  bool compared = false;  // COMPARE AND WRITE: it is only the write that is left to do
 
   // The operation that is wanted after kDisk, and room for what kMap finds.
   DiskIo io;

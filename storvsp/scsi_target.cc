@@ -226,6 +226,20 @@ constexpr std::array<AttentionEntry, 3> kAttentions = {{
 
 }  // namespace
 
+LunRecord LogicalUnit::save() const {
+  LunRecord record = reservations_.save();
+  record.attention = special_.load(std::memory_order_relaxed) & ~kExclusive;
+  record.write_cache = write_cache() ? 1 : 0;
+  return record;
+}
+
+Result<void> LogicalUnit::restore(const LunRecord& record) {
+  VMBUSD_CHECK(reservations_.restore(record));
+  special_.store(record.attention & ~kExclusive, std::memory_order_relaxed);
+  set_write_cache(record.write_cache != 0);
+  return {};
+}
+
 std::optional<scsi::Asc> LogicalUnit::take_attention() {
   constexpr std::uint32_t kAll = ~kExclusive;
   const std::uint32_t pending = special_.fetch_and(~kAll, std::memory_order_relaxed) & kAll;

@@ -12,6 +12,7 @@
 #include "storvsp/disk.h"
 #include "storvsp/reservations.h"
 #include "storvsp/scsi_command.h"
+#include "storvsp/stor_record.h"
 
 namespace vmbusd::storvsp {
 
@@ -66,6 +67,11 @@ class LogicalUnit {
   void raise(UnitAttention attention) {
     special_.fetch_or(static_cast<std::uint32_t>(attention), std::memory_order_relaxed);
   }
+
+  // What commands have changed, for a worker process that takes the controller up. It is not trusted:
+  // Errc::kProtocol where it cannot be. Any thread; restore() before commands come.
+  [[nodiscard]] LunRecord save() const;
+  [[nodiscard]] Result<void> restore(const LunRecord& record);
 
   // For kExclusiveJob: from now on other commands of the medium are held; the job may begin when those that
   // came before, on every channel, are over. False where another job has it: the command is held itself. A

@@ -141,6 +141,15 @@ ScsiNext compared_and_written(ScsiJob& job, int error, ScsiResult& result) {
   return complete(result, 2 * job.io.length);
 }
 
+ScsiNext write_compared(ScsiJob& job, std::uint32_t size) {
+  copy_parameters(job.command, job.given().first(size), size);
+  return job.disk({.op = DiskOp::kWrite,
+                   .fua = job.fua || !job.lun->write_cache(),
+                   .offset = job.position,
+                   .length = size},
+                  job.given().first(size), compared_and_written);
+}
+
 ScsiNext compare_then_write(ScsiJob& job, int error, ScsiResult& result) {
   if (error != 0) return fail_job(job, error, result);
   const std::uint32_t size = job.io.length;
@@ -149,12 +158,8 @@ ScsiNext compare_then_write(ScsiJob& job, int error, ScsiResult& result) {
   if (given != job.given().begin() + size) {
     return miscompare(result, static_cast<std::uint32_t>(given - job.given().begin()));
   }
-  copy_parameters(job.command, job.given().first(size), size);
-  return job.disk({.op = DiskOp::kWrite,
-                   .fua = job.fua || !job.lun->write_cache(),
-                   .offset = job.position,
-                   .length = size},
-                  job.given().first(size), compared_and_written);
+  job.compared = true;
+  return write_compared(job, size);
 }
 
 }  // namespace
@@ -174,6 +179,8 @@ ScsiNext compare_and_write(ScsiJob& job, ScsiResult& result) {
     return invalid_cdb(result, Asc::kInvalidFieldInCdb, {kBlocksByte});
   }
   job.fua = (job.command.cdb[1] & 0x08) != 0;
+  // Taken up from a worker process that died: the write may have been done.
+  if (job.compared) return write_compared(job, size);
   copy_parameters(job.command, job.given().first(size));
   return read_piece(job, compare_then_write);
 }

@@ -58,8 +58,10 @@ DataDirection direction_of(const vstor::Srb& srb) {
 }
 
 // Statuses in the combinations that drivers understand. [reference: storvsp 4.2]
-void complete(vstor::SrbPacket& packet, Status status, SrbStatus srb_status, scsi::Status scsi_status,
+void complete(StorSlot& slot, Status status, SrbStatus srb_status, scsi::Status scsi_status,
               std::uint32_t transferred) {
+  slot.mark(StorSlot::kAnswering);
+  vstor::SrbPacket& packet = slot.packet;
   packet.header = {Operation::kCompleteIo, 0, status};
   packet.srb.srb_status = static_cast<std::uint8_t>(srb_status);
   packet.srb.scsi_status = static_cast<std::uint8_t>(scsi_status);
@@ -69,30 +71,30 @@ void complete(vstor::SrbPacket& packet, Status status, SrbStatus srb_status, scs
 
 // A failing SRB status needs a failing SCSI status beside it: Linux up to 6.1 takes some for success
 // otherwise. [linux: storvsc_drv.c, storvsc_handle_error]
-void complete_invalid(vstor::SrbPacket& packet) {
-  complete(packet, Status::kInvalidDeviceRequest, SrbStatus::kInvalidRequest, scsi::Status::kCheckCondition,
-           0);
+void complete_invalid(StorSlot& slot) {
+  complete(slot, Status::kInvalidDeviceRequest, SrbStatus::kInvalidRequest, scsi::Status::kCheckCondition, 0);
 }
 
-void complete_absent(vstor::SrbPacket& packet) {
-  complete(packet, Status::kNoSuchDevice, SrbStatus::kInvalidLun, scsi::Status::kCheckCondition, 0);
+void complete_absent(StorSlot& slot) {
+  complete(slot, Status::kNoSuchDevice, SrbStatus::kInvalidLun, scsi::Status::kCheckCondition, 0);
 }
 
-void complete_aborted(vstor::SrbPacket& packet) {
-  complete(packet, Status::kCancelled, SrbStatus::kAborted, scsi::Status::kCheckCondition, 0);
+void complete_aborted(StorSlot& slot) {
+  complete(slot, Status::kCancelled, SrbStatus::kAborted, scsi::Status::kCheckCondition, 0);
 }
 
-void complete_scsi(vstor::SrbPacket& packet, const ScsiResult& result) {
+void complete_scsi(StorSlot& slot, const ScsiResult& result) {
   switch (result.status) {
     case scsi::Status::kGood:
-      complete(packet, Status::kSuccess, SrbStatus::kSuccess, result.status, result.transferred);
+      complete(slot, Status::kSuccess, SrbStatus::kSuccess, result.status, result.transferred);
       return;
     case scsi::Status::kBusy:
-      complete(packet, Status::kDeviceBusy, SrbStatus::kBusy, result.status, 0);
+      complete(slot, Status::kDeviceBusy, SrbStatus::kBusy, result.status, 0);
       return;
     default: {
+      vstor::SrbPacket& packet = slot.packet;
       const std::size_t room = std::min<std::size_t>(packet.srb.sense_info_length, vstor::kSenseSizeMax);
-      complete(packet, Status::kIoDeviceError, SrbStatus::kError, result.status, 0);
+      complete(slot, Status::kIoDeviceError, SrbStatus::kError, result.status, 0);
       if (result.status != scsi::Status::kCheckCondition || room == 0) return;
       const std::size_t size = std::min(sizeof result.sense, room);
       packet.srb.cdb_or_sense = {};
@@ -198,18 +200,35 @@ void StorChannel::start(devices::Channel& channel) {
     luns_ |= std::uint64_t{1} << lun;
   }
   state_.channels.add(*this, channel.worker());
+  if (primary_) state_.region = channel.shared_region();
+  if (channel.recovered()) return;
+  record_->slots = static_cast<std::uint32_t>(count_);
+  record_->segments_max = static_cast<std::uint32_t>(segments_.size());
+  record_->session = session_.save();
+  if (!primary_) return;
+  for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
+    if (state_.luns[lun].unit != nullptr) state_.lun_records()[lun] = state_.luns[lun].unit->save();
+  }
 }
 
 Result<void> StorChannel::allocate() {
   const std::size_t count =
       std::clamp(channel_->incoming().size() / kSmallestIoPacket, kRequestsMin, kRequestsMax);
   const std::size_t vectors = segments_max(state_.limits.max_transfer_bytes);
+  count_ = count;
+  const std::span<std::byte> region = channel_->region();
+  const std::size_t long_at = sizeof(StorRecord) + count * sizeof(StorSlot);
+  VMBUSD_ASSERT(long_at + count * vectors * sizeof(ring::GpaSegment) <= region.size());
+  record_ = reinterpret_cast<StorRecord*>(region.data());
+  auto* const slots = reinterpret_cast<StorSlot*>(region.data() + sizeof(StorRecord));
+  long_segments_ = reinterpret_cast<ring::GpaSegment*>(region.data() + long_at);
   VMBUSD_CHECK(vector_memory_.reserve(count * vectors * sizeof(iovec)));
   auto* const vector_memory = reinterpret_cast<iovec*>(vector_memory_.data());
   segments_.resize(vectors);
   requests_ = std::make_unique<StorRequest[]>(count);
   for (std::size_t i = 0; i < count; ++i) {
     requests_[i].channel = this;
+    requests_[i].slot = &slots[i];
     requests_[i].long_vectors = {vector_memory + i * vectors, vectors};
     free_.push_back(requests_[i]);
   }
@@ -241,8 +260,13 @@ Result<bool> StorChannel::service(std::uint32_t budget) {
     VMBUSD_TRY(const bool written, write_waiting_answers());
     if (!written) worked = false;
   }
-  if (full() || !answers_.empty()) channel_->stall();
+  // Those that were answered are free again when that is published.
+  if ((full() && answered_.empty()) || !answers_.empty()) channel_->stall();
   return worked;
+}
+
+void StorChannel::published() {
+  free_.splice(free_.begin(), answered_);
 }
 
 void StorChannel::stop() {
@@ -272,31 +296,37 @@ void StorChannel::receive(const ring::Packet& packet) {
   }
   StorRequest& request = free_.front();
   free_.pop_front();
-  request.transaction_id = packet.transaction_id;
-  request.answer_wanted = packet.completion_requested();
-  request.sequence = next_sequence_++;
+  StorSlot& slot = *request.slot;
+  slot.transaction_id = packet.transaction_id;
+  slot.answer_wanted = packet.completion_requested() ? 1 : 0;
+  slot.sequence = next_sequence_++;
+  slot.taken = channel_->releases() + 1;
+  slot.segments = 0;
+  slot.compared = 0;
   request.aborted = false;
   request.bytes = 0;
   request.job = nullptr;
-  const std::size_t known = session_.version() != 0 ? session_.packet_size() : sizeof request.packet;
+  const std::size_t known = session_.version() != 0 ? session_.packet_size() : sizeof slot.packet;
   const std::size_t size = std::min<std::size_t>(packet.payload_size, known);
-  if (size < sizeof request.packet) request.packet = {};
-  channel_->incoming().read_payload(packet, 0, wire_bytes_writable(request.packet).first(size));
+  if (size < sizeof slot.packet) slot.packet = {};
+  channel_->incoming().read_payload(packet, 0, wire_bytes_writable(slot.packet).first(size));
 
-  const VstorSession::Outcome outcome =
-      session_.receive(request.packet.header,
-                       wire_bytes_writable(request.packet.srb).first<sizeof request.packet.srb>(), size);
-  request.answer_size = static_cast<std::uint32_t>(outcome.answer_size);
+  const VstorSession::Outcome outcome = session_.receive(
+      slot.packet.header, wire_bytes_writable(slot.packet.srb).first<sizeof slot.packet.srb>(), size);
+  slot.answer_size = static_cast<std::uint8_t>(outcome.answer_size);
   switch (outcome.next) {
     case VstorSession::Next::kExecute:
       execute(request, packet);
       return;
     case VstorSession::Next::kReset:
+      slot.mark(StorSlot::kInHand);
       reset(request);
       return;
     case VstorSession::Next::kAnswer:
       break;
   }
+  channel_->begin_change();
+  record_->session = session_.save();
   // release: pairs with the acquire in Controller::open(), which opens sub-channels from here on.
   if (primary_ && session_.ready()) state_.ready_version.store(session_.version(), std::memory_order_release);
   answer(request);
@@ -306,7 +336,7 @@ void StorChannel::receive(const ring::Packet& packet) {
 // Whatever command the packet holds, its buffer being mapped. Again for one that was held. Inline because it
 // is on every I/O's path, and that path calls it once.
 [[gnu::always_inline]] inline void StorChannel::run(StorRequest& request, DataDirection direction) {
-  const vstor::Srb& srb = request.packet.srb;
+  const vstor::Srb& srb = request.slot->packet.srb;
   ScsiCommand command;
   command.direction = direction;
   std::copy_n(srb.cdb_or_sense.begin(), command.cdb.size(), command.cdb.begin());
@@ -321,9 +351,9 @@ void StorChannel::receive(const ring::Packet& packet) {
   if (!here || srb.lun >= kLunSlots || (luns_ >> srb.lun & 1) == 0) {
     command.target_luns = here ? luns_ : 0;
     if (execute_without_lun(command, result)) {
-      complete_scsi(request.packet, result);
+      complete_scsi(*request.slot, result);
     } else {
-      complete_absent(request.packet);
+      complete_absent(*request.slot);
     }
     return answer(request);
   }
@@ -331,7 +361,8 @@ void StorChannel::receive(const ring::Packet& packet) {
   command.target_luns = luns_;
   const ScsiNext next = state_.luns[srb.lun].unit->execute(command, result, request.io);
   if (next == ScsiNext::kComplete) {
-    complete_scsi(request.packet, result);
+    record_lun(srb.lun);
+    complete_scsi(*request.slot, result);
     return answer(request);
   }
   if (next != ScsiNext::kDisk) return run_job(request, command, next);
@@ -344,15 +375,28 @@ void StorChannel::receive(const ring::Packet& packet) {
 }
 
 void StorChannel::execute(StorRequest& request, const ring::Packet& packet) {
-  const vstor::Srb& srb = request.packet.srb;
+  const vstor::Srb& srb = request.slot->packet.srb;
   const DataDirection direction = direction_of(srb);
-  if (srb.cdb_length > vstor::kCdbSizeMax ||
-      (direction != DataDirection::kNone &&
-       !map_buffer(request, packet, srb.data_transfer_length, direction == DataDirection::kIn))) {
-    complete_invalid(request.packet);
+  const bool mapped = direction == DataDirection::kNone ||
+                      map_buffer(request, packet, srb.data_transfer_length, direction == DataDirection::kIn);
+  request.slot->mark(StorSlot::kInHand);
+  execute(request, direction, mapped);
+}
+
+[[gnu::always_inline]] inline void StorChannel::execute(StorRequest& request, DataDirection direction,
+                                                        bool mapped) {
+  if (request.slot->packet.srb.cdb_length > vstor::kCdbSizeMax || !mapped) {
+    complete_invalid(*request.slot);
     return answer(request);
   }
   run(request, direction);
+}
+
+// Where the slot keeps so many segments.
+inline std::span<ring::GpaSegment> StorChannel::segments_of(const StorRequest& request, std::uint32_t count) {
+  if (count <= StorSlot::kShortSegments) return std::span(request.slot->short_segments).first(count);
+  const auto index = static_cast<std::size_t>(&request - requests_.get());
+  return {long_segments_ + index * segments_.size(), count};
 }
 
 bool StorChannel::map_buffer(StorRequest& request, const ring::Packet& packet, std::uint32_t length,
@@ -362,14 +406,22 @@ bool StorChannel::map_buffer(StorRequest& request, const ring::Packet& packet, s
   const Result<ring::GpaList> list = ring::read_gpa_list(channel_->incoming(), packet, segments_size,
                                                          state_.limits.max_transfer_bytes, segments_);
   if (!list || list->total_bytes < length) return false;
+  const std::span<const ring::GpaSegment> segments = std::span(segments_).first(list->segments);
+  std::copy(segments.begin(), segments.end(), segments_of(request, list->segments).begin());
+  request.slot->segments = list->segments;
+  return map_segments(request, segments, length, writable);
+}
 
+[[gnu::always_inline]] inline bool StorChannel::map_segments(StorRequest& request,
+                                                             std::span<const ring::GpaSegment> segments,
+                                                             std::uint32_t length, bool writable) {
   const partition::GuestMemory& memory = channel_->memory();
   const auto translate = [&memory, writable](std::uint64_t gpa, std::uint64_t size) {
     return writable ? memory.translate_writable(gpa, size) : memory.translate(gpa, size);
   };
   VectorBuilder builder(request);
   std::uint64_t left = length;
-  for (const ring::GpaSegment& segment : std::span(segments_).first(list->segments)) {
+  for (const ring::GpaSegment& segment : segments) {
     const std::uint64_t size = std::min(segment.size, left);
     if (std::byte* const host = translate(segment.gpa, size); host != nullptr) {
       if (!builder.add(host, size)) return false;
@@ -386,10 +438,97 @@ bool StorChannel::map_buffer(StorRequest& request, const ring::Packet& packet, s
     left -= size;
     if (left == 0) break;
   }
+  if (left != 0) return false;
   request.buffers = builder.built();
   request.bytes = length;
   bytes_in_hand_ += length;
   return true;
+}
+
+// What a command may have changed of a LUN, for another worker process. The guest is told no earlier than
+// that is recorded whole.
+void StorChannel::record_lun(std::uint8_t lun) {
+  LunRecord& record = state_.lun_records()[lun];
+  const LunRecord now = state_.luns[lun].unit->save();
+  if (record == now) return;
+  channel_->begin_change();
+  record = now;
+}
+
+// Recovery.
+
+Result<void> StorChannel::recover() {
+  if (broken_) return tl::unexpected<Error>(*broken_);
+  if (record_->slots != count_ || record_->segments_max != segments_.size()) {
+    return vmbusd::fail(Errc::kProtocol, "a storage channel of another size");
+  }
+  VMBUSD_CHECK(session_.restore(record_->session));
+  if (primary_) {
+    for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
+      if (state_.luns[lun].unit == nullptr) continue;
+      VMBUSD_CHECK(state_.luns[lun].unit->restore(state_.lun_records()[lun]));
+    }
+    // release: as in receive().
+    if (session_.ready()) state_.ready_version.store(session_.version(), std::memory_order_release);
+  }
+
+  std::vector<StorRequest*> in_hand;
+  for (std::size_t i = 0; i < count_; ++i) {
+    StorRequest& request = requests_[i];
+    StorSlot& slot = *request.slot;
+    // Not there, or seen by the guest as answered, or still in the guest's ring.
+    if (slot.answered <= channel_->commits() || slot.taken > channel_->releases()) {
+      slot.mark(StorSlot::kFree);
+      continue;
+    }
+    if (slot.answer_size != session_.packet_size() || slot.segments > segments_.size() ||
+        slot.answer_wanted > 1) {
+      return vmbusd::fail(Errc::kProtocol, "a storage request that cannot be");
+    }
+    free_.erase(free_.iterator_to(request));
+    next_sequence_ = std::max(next_sequence_, slot.sequence + 1);
+    request.aborted = false;
+    request.bytes = 0;
+    request.job = nullptr;
+    if (slot.answered == StorSlot::kInHand) {
+      in_hand.push_back(&request);
+      continue;
+    }
+    if (slot.answered == StorSlot::kAnswering) {
+      // It is over, but how is lost. So it was not, for the guest, which tries again.
+      complete(slot, Status::kDeviceBusy, SrbStatus::kBusy, scsi::Status::kBusy, 0);
+    }
+    slot.mark(StorSlot::kWaiting);
+    answers_.push_back(request);
+  }
+  // Commands that are in the target at the same time have no order, but those that must be alone keep their
+  // place.
+  std::sort(in_hand.begin(), in_hand.end(),
+            [](const StorRequest* a, const StorRequest* b) { return a->slot->sequence < b->slot->sequence; });
+  for (StorRequest* const request : in_hand) VMBUSD_CHECK(redo(*request));
+  return {};
+}
+
+Result<void> StorChannel::redo(StorRequest& request) {
+  const vstor::Srb& srb = request.slot->packet.srb;
+  switch (request.slot->packet.header.operation) {
+    case Operation::kExecuteSrb:
+      break;
+    case Operation::kResetLun:
+    case Operation::kResetAdapter:
+    case Operation::kResetBus:
+      reset(request);
+      return {};
+    default:
+      return vmbusd::fail(Errc::kProtocol, "a storage request that would not have been kept");
+  }
+  const DataDirection direction = direction_of(srb);
+  const bool mapped = direction == DataDirection::kNone ||
+                      (srb.data_transfer_length <= state_.limits.max_transfer_bytes &&
+                       map_segments(request, segments_of(request, request.slot->segments),
+                                    srb.data_transfer_length, direction == DataDirection::kIn));
+  execute(request, direction, mapped);
+  return {};
 }
 
 // Answered when every channel of the controller is done with what it had in hand for these LUNs: what could
@@ -397,9 +536,9 @@ bool StorChannel::map_buffer(StorRequest& request, const ring::Packet& packet, s
 // reset moves data after its answer.
 void StorChannel::reset(StorRequest& request) {
   resets_.push_back(request);
-  const vstor::Srb& scope = request.packet.srb;
+  const vstor::Srb& scope = request.slot->packet.srb;
   std::uint64_t luns = ~std::uint64_t{0};
-  if (request.packet.header.operation == Operation::kResetLun) {
+  if (request.slot->packet.header.operation == Operation::kResetLun) {
     luns = scope.lun < kLunSlots ? std::uint64_t{1} << scope.lun : 0;
   }
   channel_->begin_op();
@@ -411,14 +550,15 @@ void StorChannel::reset(StorRequest& request) {
 
 void StorChannel::finish_reset(StorRequest& request, std::uint64_t luns) {
   if (!channel_->stopping()) {
-    const bool one_lun = request.packet.header.operation == Operation::kResetLun;
+    const bool one_lun = request.slot->packet.header.operation == Operation::kResetLun;
     for (std::size_t lun = 0; lun < kLunSlots; ++lun) {
       LogicalUnit* const unit = state_.luns[lun].unit.get();
       if (unit == nullptr || (luns >> lun & 1) == 0) continue;
       unit->reset_by_guest(one_lun ? UnitAttention::kLogicalUnitReset : UnitAttention::kBusReset);
+      record_lun(static_cast<std::uint8_t>(lun));
     }
     resets_.erase(resets_.iterator_to(request));
-    complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, 0);
+    complete(*request.slot, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, 0);
     answer(request);
   }
   channel_->end_op();
@@ -428,15 +568,15 @@ void StorChannel::abort(std::uint64_t luns, const std::shared_ptr<Barrier>& barr
   drains_.push_back({luns, next_sequence_, nullptr, barrier});
   for (auto next = held_.begin(); next != held_.end();) {
     StorRequest& request = *next++;
-    if ((luns >> request.packet.srb.lun & 1) == 0) continue;
+    if ((luns >> request.slot->packet.srb.lun & 1) == 0) continue;
     held_.erase(held_.iterator_to(request));
-    complete_aborted(request.packet);
+    complete_aborted(*request.slot);
     answer(request);
     channel_->end_op();
   }
   for (auto next = outstanding_.begin(); next != outstanding_.end();) {
     StorRequest& request = *next++;
-    const std::uint8_t lun = request.packet.srb.lun;
+    const std::uint8_t lun = request.slot->packet.srb.lun;
     if (request.aborted || (luns >> lun & 1) == 0) continue;
     request.aborted = true;
     if (request.job == nullptr || request.job->begun) queues_[lun]->abort(request);
@@ -448,8 +588,8 @@ void StorChannel::finish_drains() {
   for (std::size_t i = 0; i < drains_.size();) {
     const Drain& drain = drains_[i];
     const bool waits = std::any_of(outstanding_.begin(), outstanding_.end(), [&](const StorRequest& request) {
-      return request.sequence < drain.sequence && &request != drain.except &&
-             (drain.luns >> request.packet.srb.lun & 1) != 0;
+      return request.slot->sequence < drain.sequence && &request != drain.except &&
+             (drain.luns >> request.slot->packet.srb.lun & 1) != 0;
     });
     if (waits) {
       ++i;
@@ -476,9 +616,9 @@ void StorChannel::disk_done(StorRequest& request, int error) {
   } else {
     if (error == 0) {
       count(request.io, channel_->io_counters());
-      complete(request.packet, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, request.io.length);
+      complete(*request.slot, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, request.io.length);
     } else if (request.aborted && error == ECANCELED) {
-      complete_aborted(request.packet);
+      complete_aborted(*request.slot);
     } else {
       ++channel_->io_counters().errors;
       fail(request, error);
@@ -493,20 +633,20 @@ void StorChannel::fail(StorRequest& request, int error) {
   log_failure(request, error);
   ScsiResult result;
   LogicalUnit::finish(request.io, error, result);
-  complete_scsi(request.packet, result);
+  complete_scsi(*request.slot, result);
 }
 
 void StorChannel::log_failure(const StorRequest& request, int error) {
   const DiskIo& io = request.io;
-  channel_->log().guest("LUN {}: {} of {} bytes at {} {}", request.packet.srb.lun, name_of(io.op), io.length,
-                        io.offset, describe(Error{Errc::kOs, error, "failed"}));
+  channel_->log().guest("LUN {}: {} of {} bytes at {} {}", request.slot->packet.srb.lun, name_of(io.op),
+                        io.length, io.offset, describe(Error{Errc::kOs, error, "failed"}));
 }
 
 // Jobs.
 
 // What the LUN did not let begin, or what takes several operations.
 void StorChannel::run_job(StorRequest& request, const ScsiCommand& command, ScsiNext next) {
-  LogicalUnit& unit = *state_.luns[request.packet.srb.lun].unit;
+  LogicalUnit& unit = *state_.luns[request.slot->packet.srb.lun].unit;
   const bool exclusive = next == ScsiNext::kExclusiveJob;
   if (next == ScsiNext::kHold || free_job_ == nullptr || (exclusive && !unit.try_exclusive())) {
     return hold(request);
@@ -516,11 +656,12 @@ void StorChannel::run_job(StorRequest& request, const ScsiCommand& command, Scsi
   job.begun = false;
   job.scsi.lun = &unit;
   job.scsi.command = command;
+  job.scsi.compared = request.slot->compared != 0;
   request.job = &job;
   outstanding_.push_back(request);
   channel_->begin_op();
   if (!exclusive) return begin(request);
-  const std::uint8_t lun = request.packet.srb.lun;
+  const std::uint8_t lun = request.slot->packet.srb.lun;
   state_.channels.meet(
       *this, channel_->worker(),
       [lun, &request](StorChannel& channel, const std::shared_ptr<Barrier>& barrier) {
@@ -540,7 +681,7 @@ void StorChannel::retry_held() {
   while (!retried.empty()) {
     StorRequest& request = retried.front();
     retried.pop_front();
-    run(request, direction_of(request.packet.srb));
+    run(request, direction_of(request.slot->packet.srb));
     channel_->end_op();
   }
 }
@@ -572,7 +713,8 @@ void StorChannel::advance(StorRequest& request, ScsiNext next) {
     request.buffers = job.scsi.buffers;
     job.error.reset();
     job.in_submit = true;
-    queues_[request.packet.srb.lun]->submit(request);
+    request.slot->compared = job.scsi.compared ? 1 : 0;
+    queues_[request.slot->packet.srb.lun]->submit(request);
     job.in_submit = false;
     if (!job.error) return;
     next = continue_job(request, *job.error);
@@ -604,10 +746,11 @@ void StorChannel::end_job(StorRequest& request, bool aborted) {
   if (channel_->stopping()) {
     release(request);
   } else {
+    record_lun(request.slot->packet.srb.lun);
     if (aborted) {
-      complete_aborted(request.packet);
+      complete_aborted(*request.slot);
     } else {
-      complete_scsi(request.packet, job.result);
+      complete_scsi(*request.slot, job.result);
     }
     answer(request);
   }
@@ -624,24 +767,25 @@ void StorChannel::end_job(StorRequest& request, bool aborted) {
 }
 
 void StorChannel::answer(StorRequest& request) {
-  if (!request.answer_wanted) return release(request);
+  if (!request.slot->answer_wanted) return release(request);
   if (answers_.empty()) {
     const Result<bool> written = write_answer(request);
-    if (written && *written) return release(request);
+    if (written && *written) return answered(request);
     if (!written) {
       broken_ = written.error();
       channel_->activate();
       return release(request);
     }
   }
+  request.slot->mark(StorSlot::kWaiting);
   answers_.push_back(request);
 }
 
 Result<bool> StorChannel::write_answer(const StorRequest& request) {
   ring::PacketToWrite packet;
   packet.type = ring::PacketType::kCompletion;
-  packet.transaction_id = request.transaction_id;
-  packet.payload = wire_bytes(request.packet).first(request.answer_size);
+  packet.transaction_id = request.slot->transaction_id;
+  packet.payload = wire_bytes(request.slot->packet).first(request.slot->answer_size);
   return channel_->outgoing().write(packet);
 }
 
@@ -652,12 +796,12 @@ Result<bool> StorChannel::write_waiting_answers() {
     VMBUSD_TRY(const bool written, write_answer(request));
     if (!written) {
       VMBUSD_TRY(const bool armed,
-                 outgoing.arm_space(ring::OutgoingRing::packet_size(0, request.answer_size)));
+                 channel_->arm_space(ring::OutgoingRing::packet_size(0, request.slot->answer_size)));
       if (armed) return false;
       continue;
     }
     answers_.pop_front();
-    release(request);
+    answered(request);
   }
   if (outgoing.space_armed()) outgoing.clear_space();
   return true;

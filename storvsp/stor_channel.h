@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "devices/channel.h"
@@ -17,12 +18,11 @@
 #include "storvsp/lazy_memory.h"
 #include "storvsp/scsi_job.h"
 #include "storvsp/scsi_target.h"
+#include "storvsp/stor_record.h"
 #include "storvsp/vstor.h"
 #include "storvsp/vstor_session.h"
 
 namespace vmbusd::storvsp {
-
-inline constexpr std::size_t kLunSlots = 64;
 
 // What the channels of a controller share; made before the first opens, destroyed after the last closed.
 struct ControllerState {
@@ -37,6 +37,13 @@ struct ControllerState {
   // Stored by the primary's worker, loaded by the control thread when a sub-channel opens.
   std::atomic<std::uint16_t> ready_version{0};
   ChannelSet channels;
+  // The primary channel's, which all channels write. Set by its worker before sub-channels open; the next
+  // primary's comes when all have closed.
+  std::shared_ptr<devices::RecoveryRegion> region;
+  std::span<LunRecord, kLunSlots> lun_records() const {
+    return reinterpret_cast<StorRecord*>(region->bytes().subspan(devices::Channel::kRecordBytes).data())
+        ->luns;
+  }
 };
 
 class StorChannel;
@@ -60,15 +67,11 @@ class StorRequest final : public DiskRequest {
   void disk_done(int error) noexcept override;
 
   StorChannel* channel = nullptr;
-  Hook hook;  // in exactly one of: free, outstanding, held, waiting for ring space, resets
-  std::uint64_t transaction_id = 0;
-  std::uint64_t sequence = 0;  // of arrival
-  StorJob* job = nullptr;      // of an outstanding command that has one
-  std::uint32_t answer_size = 0;
-  std::uint32_t bytes = 0;  // that it moves, against StorChannel::kBytesInHandMax
-  bool answer_wanted = false;
-  bool aborted = false;     // by a reset
-  vstor::SrbPacket packet;  // the guest's; becomes the answer
+  Hook hook;  // in exactly one of: free, outstanding, held, waiting for ring space, resets, answered
+  StorSlot* slot = nullptr;  // its packet, and what the guest may ask for of another worker process
+  StorJob* job = nullptr;    // of an outstanding command that has one
+  std::uint32_t bytes = 0;   // that it moves, against StorChannel::kBytesInHandMax
+  bool aborted = false;      // by a reset
 
   // Host memory of the guest's buffer. Most buffers are a few pieces; longer lists go to `long_vectors`,
   // whose pages cost memory only from then on.
@@ -84,7 +87,7 @@ class StorRequest final : public DiskRequest {
 //                                                        -> outstanding, with a job: the same, several times
 //                                                        -> held, until there is a job or an exclusive one
 //                                                        ends
-//   answer: into the outgoing ring, or waiting for space there -> free
+//   answer: into the outgoing ring, or waiting for space there -> answered -> published() -> free
 //
 // The pool bounds what the guest makes us hold: without a free request the ring is not read. Nothing is
 // allocated, and no lock taken, after start().
@@ -100,6 +103,8 @@ class StorChannel final : public devices::ChannelHandler {
 
   void start(devices::Channel& channel) override;
   [[nodiscard]] Result<bool> service(std::uint32_t budget) override;
+  [[nodiscard]] Result<void> recover() override;
+  void published() override;
   void stop() override;
 
  private:
@@ -110,6 +115,8 @@ class StorChannel final : public devices::ChannelHandler {
   [[nodiscard]] Result<void> allocate();
   void receive(const ring::Packet& packet);
   void execute(StorRequest& request, const ring::Packet& packet);
+  void execute(StorRequest& request, DataDirection direction, bool mapped);
+  [[nodiscard]] Result<void> redo(StorRequest& request);
   void run(StorRequest& request, DataDirection direction);
   void run_job(StorRequest& request, const ScsiCommand& command, ScsiNext next);
   void hold(StorRequest& request);
@@ -122,6 +129,10 @@ class StorChannel final : public devices::ChannelHandler {
   void end_job(StorRequest& request, bool aborted);
   [[nodiscard]] bool map_buffer(StorRequest& request, const ring::Packet& packet, std::uint32_t length,
                                 bool writable);
+  [[nodiscard]] bool map_segments(StorRequest& request, std::span<const ring::GpaSegment> segments,
+                                  std::uint32_t length, bool writable);
+  [[nodiscard]] std::span<ring::GpaSegment> segments_of(const StorRequest& request, std::uint32_t count);
+  void record_lun(std::uint8_t lun);
   void reset(StorRequest& request);
   void finish_reset(StorRequest& request, std::uint64_t luns);
   void abort(std::uint64_t luns, const std::shared_ptr<Barrier>& barrier);
@@ -135,8 +146,14 @@ class StorChannel final : public devices::ChannelHandler {
   [[nodiscard]] Result<bool> write_waiting_answers();
   [[nodiscard]] Result<bool> write_answer(const StorRequest& request);
   void release(StorRequest& request) {
+    request.slot->mark(StorSlot::kFree);
     bytes_in_hand_ -= request.bytes;
     free_.push_front(request);
+  }
+  void answered(StorRequest& request) {
+    request.slot->mark(channel_->commits() + 1);
+    bytes_in_hand_ -= request.bytes;
+    answered_.push_front(request);
   }
   // No more is taken out of the ring before something is answered.
   [[nodiscard]] bool full() const { return free_.empty() || bytes_in_hand_ >= kBytesInHandMax; }
@@ -152,6 +169,9 @@ class StorChannel final : public devices::ChannelHandler {
   std::uint64_t luns_ = 0;  // bit n: LUN n is there
   LazyMemory vector_memory_;
   std::unique_ptr<StorRequest[]> requests_;
+  std::size_t count_ = 0;         // of requests
+  StorRecord* record_ = nullptr;  // at the begin of the channel's region
+  ring::GpaSegment* long_segments_ = nullptr;
   std::vector<ring::GpaSegment> segments_;  // scratch of map_buffer()
   // Jobs are rare and slow: a few at a time, the others wait.
   static constexpr std::size_t kJobs = 4;
@@ -169,6 +189,7 @@ class StorChannel final : public devices::ChannelHandler {
   List outstanding_;  // in order of arrival
   List held_;         // in order of arrival
   List answers_;      // that wait for ring space
+  List answered_;     // whose answers the guest cannot see yet: the slots are kept till then
   List resets_;       // that wait for all channels to be done with the requests before them
 
   // Arrives at a barrier when the outstanding requests of some LUNs that came before have ended.

@@ -66,6 +66,20 @@ VstorSession::Outcome VstorSession::receive(vstor::PacketHeader& header, Body bo
   return outcome;
 }
 
+Result<void> VstorSession::restore(const SessionRecord& record) {
+  const bool agreed = std::find(kVersions.begin(), kVersions.end(), record.version) != kVersions.end();
+  const bool possible = sub_channel_ ? record.version == version_ && State{record.state} == State::kReady
+                                     : record.state <= static_cast<std::uint8_t>(State::kReady) &&
+                                           agreed == (State{record.state} > State::kVersion);
+  if (!possible || (!agreed && record.version != 0)) {
+    return fail(Errc::kProtocol, "a VSTOR session that cannot be");
+  }
+  version_ = record.version;
+  state_ = State{record.state};
+  sub_channels_created_ = record.sub_channels_created != 0;
+  return {};
+}
+
 // Leaves the answer's body in `body`.
 Status VstorSession::control(Operation operation, Body body, std::uint16_t& sub_channels_granted) {
   const auto step = [&](State from, State to) {

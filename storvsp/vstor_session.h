@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <span>
 
+#include "base/result.h"
+#include "storvsp/stor_record.h"
 #include "storvsp/vstor.h"
 
 namespace vmbusd::storvsp {
@@ -42,6 +44,13 @@ class VstorSession {
   // A packet came, of `payload_size` bytes; what `header` and `body` have beyond is zero. For kAnswer they
   // are the answer then.
   [[nodiscard]] Outcome receive(vstor::PacketHeader& header, Body body, std::size_t payload_size);
+
+  // For a channel that another worker process takes up. What it recorded is not trusted: Errc::kProtocol
+  // where no channel of this kind can be so.
+  [[nodiscard]] SessionRecord save() const {
+    return {version_, static_cast<std::uint8_t>(state_), std::uint8_t{sub_channels_created_}};
+  }
+  [[nodiscard]] Result<void> restore(const SessionRecord& record);
 
   [[nodiscard]] bool ready() const { return state_ == State::kReady; }
   // 0 while none is agreed on.

@@ -136,6 +136,36 @@ std::vector<std::shared_ptr<const Gpadl>> GpadlTable::take_wanted(Relid relid) {
   return taken;
 }
 
+bool GpadlTable::settled() const {
+  return std::all_of(entries_.begin(), entries_.end(),
+                     [](const Entries::value_type& entry) { return entry.second.state == State::kLive; });
+}
+
+void GpadlTable::save(SerialWriter& out) const {
+  for (const auto& [key, entry] : entries_) {
+    GpadlHeader header;
+    header.relid = key.relid;
+    header.gpadl = key.id;
+    header.rangecount = static_cast<std::uint16_t>(entry.gpadl->ranges.size());
+    std::size_t values = 0;
+    for (const Gpadl::Range& range : entry.gpadl->ranges) values += 1 + range.pages.size();
+    header.range_buflen = static_cast<std::uint16_t>(values * sizeof(std::uint64_t));
+    out.put(header);
+    for (const Gpadl::Range& range : entry.gpadl->ranges) {
+      out.put(GpaRangeHeader{range.byte_count, range.byte_offset});
+      out.put_bytes(std::as_bytes(std::span(range.pages)));
+    }
+  }
+}
+
+Result<Relid> GpadlTable::restore(SerialReader& in) {
+  VMBUSD_TRY(const GpadlHeader header, in.get<GpadlHeader>());
+  VMBUSD_TRY(const std::span<const std::byte> values, in.get_bytes(header.range_buflen));
+  VMBUSD_TRY(const bool complete, begin(header, values));
+  if (!complete) return fail(Errc::kProtocol, "a GPADL that is not complete");
+  return Relid{header.relid};
+}
+
 bool GpadlTable::holds(Gpn first, std::uint64_t count) const {
   const auto inside = [=](Gpn page) { return page >= first && page - first < count; };
   return std::any_of(entries_.begin(), entries_.end(), [&](const Entries::value_type& entry) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/serial.h"
 #include "vmbus/protocol.h"
 #include "vmbus/server.h"
 
@@ -61,6 +62,14 @@ class GpadlTable {
   [[nodiscard]] bool holds(Gpn first, std::uint64_t count) const;
   [[nodiscard]] bool any(Relid relid) const;
   [[nodiscard]] bool empty() const { return entries_.empty(); }
+  [[nodiscard]] std::size_t size() const { return entries_.size(); }
+
+  // Whether all are live: neither being assembled nor on their way back.
+  [[nodiscard]] bool settled() const;
+  // All, which are live.
+  void save(SerialWriter& out) const;
+  // The next one that save() wrote, checked as one that comes from the guest; returns its channel.
+  [[nodiscard]] Result<Relid> restore(SerialReader& in);
 
  private:
   struct Key {

@@ -4,6 +4,7 @@
 
 namespace vmbusd::vmbus {
 
+static_assert(Server::signal_connection(0) == kMessageSint << 12);
 static_assert(Server::kMessageConnections[0] == kMessageConnectionBelow5 &&
               Server::kMessageConnections[1] == kMessageConnectionFrom5);
 
@@ -48,6 +49,21 @@ void Server::reset() {
 }
 bool Server::idle() const {
   return impl_->core.idle();
+}
+bool Server::settled() const {
+  return impl_->core.settled();
+}
+void Server::save(SerialWriter& out) const {
+  impl_->core.save(out);
+}
+Result<void> Server::restore(SerialReader& in, const std::function<Result<Offer>(Relid)>& offer_of) {
+  return impl_->core.restore(in, offer_of);
+}
+Result<void> Server::reopen(Relid relid) {
+  return impl_->core.reopen(relid);
+}
+bool Server::awaits_reopen(Relid relid) const {
+  return impl_->core.awaits_reopen(relid);
 }
 std::uint32_t Server::version() const {
   return static_cast<std::uint32_t>(impl_->core.version());

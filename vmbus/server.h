@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "base/guid.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "base/serial.h"
 
 namespace vmbusd::vmbus {
 
@@ -109,6 +111,9 @@ class Server {
  public:
   // HvPostMessage connection ids that are ours. [openvmm: vmbus_core/src/protocol.rs]
   static constexpr std::array<std::uint32_t, 2> kMessageConnections = {1, 4};
+  // The id that the guest signals a channel by: unique and clear of the ids of messages. [openvmm:
+  // vmbus_server/src/channels.rs, ConnectionId of an offered channel]
+  [[nodiscard]] static constexpr std::uint32_t signal_connection(Relid relid) { return relid | 2u << 12; }
   static constexpr std::uint32_t kMessageType = 1;  // of every VMBus message, both ways
 
   Server(ServerEvents& events, std::uint32_t vp_count, LogScope& log, const ServerLimits& limits = {});
@@ -147,6 +152,21 @@ class Server {
   void reset();
   // True while nothing of a connection is left: no guest memory is in use.
   [[nodiscard]] bool idle() const;
+
+  // Whether nothing waits for an answer of ours or of the surroundings, so that save() tells it all.
+  [[nodiscard]] bool settled() const;
+  // For a host that is restarted under its guest: writes what restore() on a new Server needs. Only while
+  // settled().
+  void save(SerialWriter& out) const;
+  // First of all, in place of offer(): takes up what save() wrote. That is not trusted: Errc::kProtocol (and
+  // what GPADLs can fail by) where it is not what a guest can have brought about; destroy the Server then.
+  // `offer_of` gives each channel's offer.
+  [[nodiscard]] Result<void> restore(SerialReader& in, const std::function<Result<Offer>(Relid)>& offer_of);
+  // Then, for each channel, primaries before their sub-channels: where it was open, open_channel() follows;
+  // its open_done() tells the guest nothing.
+  [[nodiscard]] Result<void> reopen(Relid relid);
+  // Whether the guest takes it for open and reopen() was not called.
+  [[nodiscard]] bool awaits_reopen(Relid relid) const;
 
   // Negotiated version, major << 16 | minor; 0 without a connection.
   [[nodiscard]] std::uint32_t version() const;

@@ -8,15 +8,6 @@
 #include "vmbus/server_core.h"
 
 namespace vmbusd::vmbus {
-namespace {
-
-// The id that the guest signals: unique per channel and clear of the ids of messages. [openvmm:
-// vmbus_server/src/channels.rs, ConnectionId of an offered channel]
-constexpr std::uint32_t signal_connection_id(Relid relid) {
-  return relid | std::uint32_t{kMessageSint} << 12;
-}
-
-}  // namespace
 
 // --- Offers ---
 
@@ -117,7 +108,7 @@ void ServerCore::send_offer(Channel& channel) {
     message.monitor_flags = kMonitorAllocated;
   }
   message.interrupt_flags = kDedicatedInterrupt;
-  message.connection_id = signal_connection_id(channel.relid);
+  message.connection_id = Server::signal_connection(channel.relid);
   tell(message);
   channel.told = true;
 }
@@ -247,14 +238,14 @@ void ServerCore::start(Channel& channel) {
   request.target_vp = version_ >= Version::k2_4 ? message.target_vp : 0;
   request.event_flag = channel.relid;
   request.interrupt_page = interrupt_page_;
-  request.connection_id = signal_connection_id(channel.relid);
+  request.connection_id = Server::signal_connection(channel.relid);
   if (channel.monitor_id) {
     request.monitor_page = monitor_page_;
     request.monitor_id = *channel.monitor_id;
   }
   request.user_data = message.user_data;
   channel.run_state = RunState::kOpening;
-  channel.ring = message.ring_gpadl;
+  channel.opened = message;
   channel.open_result = message.openid;
   queue_.emplace_back(Open{channel.relid, std::move(request)});
 }
@@ -349,6 +340,7 @@ void ServerCore::on_modify_channel(const ModifyChannel& message) {
 
 void ServerCore::retarget(Channel& channel, std::uint32_t vp) {
   channel.retargeting = true;
+  channel.retargeting_to = vp;
   queue_.emplace_back(Retarget{channel.relid, vp});
 }
 
@@ -357,6 +349,7 @@ void ServerCore::retarget_done(Relid relid, std::uint32_t status) {
   // An answer that crossed close_channel; close_done speaks for it.
   if (channel == nullptr || channel->run_state != RunState::kOpen || !channel->retargeting) return;
   channel->retargeting = false;
+  channel->opened.target_vp = channel->retargeting_to;
   answer_modify(relid, Status{status});
   if (const std::optional<std::uint32_t> vp = std::exchange(channel->next_vp, std::nullopt)) {
     retarget(*channel, *vp);

@@ -96,12 +96,7 @@ void ServerCore::contact(const ContactRequest& request) {
     return;
   }
   log_.guest_info("VMBus {}.{} negotiated, messages to VP {}", major, minor, outcome.target_vp);
-  phase_ = Phase::kConnected;
-  version_ = outcome.version;
-  target_vp_ = outcome.target_vp;
-  interrupt_page_ = outcome.interrupt_page;
-  monitor_page_ = outcome.monitor_page;
-  last_peer_ = Peer{version_, target_vp_};
+  connect(request, outcome);
   response.version_supported = 1;
   response.version_or_connection_id = version_ >= Version::k5_0 ? kMessageConnectionFrom5 : requested;
   if (version_ >= Version::k6_0) {
@@ -109,6 +104,16 @@ void ServerCore::contact(const ContactRequest& request) {
   } else {
     tell(response);
   }
+}
+
+void ServerCore::connect(const ContactRequest& request, const ContactOutcome& outcome) {
+  phase_ = Phase::kConnected;
+  contacted_ = request;
+  version_ = outcome.version;
+  target_vp_ = outcome.target_vp;
+  interrupt_page_ = outcome.interrupt_page;
+  monitor_page_ = outcome.monitor_page;
+  last_peer_ = Peer{version_, target_vp_};
 }
 
 void ServerCore::on_request_offers(const RequestOffers& /*message*/) {

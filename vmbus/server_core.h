@@ -1,10 +1,12 @@
-// The state machine behind Server. Its methods stand in three files: server_connection.cc (contact, unload,
-// reset, what is sent), server_channels.cc (offers, open, close, rescind), server_gpadls.cc.
+// The state machine behind Server. Its methods stand in these files: server_connection.cc (contact, unload,
+// reset, what is sent), server_channels.cc (offers, open, close, rescind), server_gpadls.cc;
+// server_recovery.cc saves it all.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -14,6 +16,7 @@
 
 #include "base/log.h"
 #include "base/result.h"
+#include "base/serial.h"
 #include "vmbus/gpadl_table.h"
 #include "vmbus/message_table.h"
 #include "vmbus/negotiation.h"
@@ -45,6 +48,11 @@ class ServerCore {
   void reset();
   [[nodiscard]] bool idle() const { return phase_ == Phase::kDisconnected; }
   [[nodiscard]] Version version() const { return connected() ? version_ : Version::kNone; }
+  [[nodiscard]] bool settled() const;
+  void save(SerialWriter& out) const;
+  [[nodiscard]] Result<void> restore(SerialReader& in, const std::function<Result<Offer>(Relid)>& offer_of);
+  [[nodiscard]] Result<void> reopen(Relid relid);
+  [[nodiscard]] bool awaits_reopen(Relid relid) const;
 
   // The guest's messages; called through message_table.cc, which checked length, phase and version.
   void on_initiate_contact(const InitiateContact& message, const Received& received);
@@ -110,10 +118,12 @@ class ServerCore {
     OfferState offer_state = OfferState::kOffered;
     bool told = false;  // this connection's guest has the OFFERCHANNEL
     RunState run_state = RunState::kClosed;
-    GpadlId ring = 0;                          // while opening or open
+    OpenChannel opened;   // while opening or open: by this message
+    bool reopen = false;  // was open before a restart of the host, and waits for reopen()
     std::optional<std::uint32_t> open_result;  // the openid of an OPENCHANNEL_RESULT that is owed
     std::optional<OpenChannel> queued_open;    // checked; waits for the channel (or a sub-channel) to close
     bool retargeting = false;                  // retarget_channel is unanswered
+    std::uint32_t retargeting_to = 0;          // by that
     std::optional<std::uint32_t> next_vp;      // the latest MODIFYCHANNEL that came meanwhile
 
     [[nodiscard]] bool running() const {
@@ -154,6 +164,7 @@ class ServerCore {
     return phase_ == Phase::kConnected || phase_ == Phase::kOffersRequested;
   }
   void contact(const ContactRequest& request);
+  void connect(const ContactRequest& request, const ContactOutcome& outcome);
   void unload();
   void disconnect();
   void advance_connection();
@@ -188,7 +199,8 @@ class ServerCore {
   const std::uint32_t vp_count_;
 
   Phase phase_ = Phase::kDisconnected;
-  Version version_ = Version::kNone;  // the next four: of the connection
+  ContactRequest contacted_{};  // the next five: of the connection
+  Version version_ = Version::kNone;
   std::uint32_t target_vp_ = 0;
   std::uint64_t interrupt_page_ = 0;
   std::uint64_t monitor_page_ = 0;

@@ -54,7 +54,7 @@ void ServerCore::on_gpadl_teardown(const GpadlTeardown& message) {
   }
   gpadls_.want_release(message.relid, message.gpadl, true);
   // Guests close a channel before they take its ring back; for one that did not, this closes it.
-  if (channel->running() && channel->ring == message.gpadl) stop(*channel);
+  if (channel->running() && channel->opened.ring_gpadl == message.gpadl) stop(*channel);
   if (channel->queued_open && channel->queued_open->ring_gpadl == message.gpadl) {
     cancel_queued_open(*channel);
   }

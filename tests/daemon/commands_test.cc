@@ -35,7 +35,7 @@ TEST_CASE("commands arrive as they were sent", "[daemon]") {
   CHECK(std::holds_alternative<StartCommand>(carried(encode(StartCommand{})).value()));
   CHECK(std::holds_alternative<StopCommand>(carried(encode(StopCommand{})).value()));
   const UniqueFd vmm = some_fd();
-  CHECK(std::get<ConnectionCommand>(carried(encode_connection(vmm.get())).value()).socket);
+  CHECK(std::get<ConnectionCommand>(carried(encode_connection(vmm.get(), false)).value()).socket);
 }
 
 TEST_CASE("a full controller fits into one datagram", "[daemon]") {
@@ -137,7 +137,7 @@ TEST_CASE("a change of a NIC arrives with what is changed", "[daemon]") {
 }
 
 TEST_CASE("reports arrive as they were sent", "[daemon]") {
-  const auto reported = [](const Report& report) { return decode_report(encode(report)).value(); };
+  const auto reported = [](const Report& report) { return decode_report({encode(report), {}}).value(); };
   CHECK(std::holds_alternative<ReadyReport>(reported(ReadyReport{})));
   CHECK(std::holds_alternative<ConnectionEndedReport>(reported(ConnectionEndedReport{})));
   CHECK(std::get<BackendLostReport>(reported(BackendLostReport{"nic0"})).nic == "nic0");
@@ -168,7 +168,7 @@ TEST_CASE("anything else is no command and no report", "[daemon]") {
                            "\xff"}) {
     INFO(text);
     CHECK_FALSE(decode_command({text, {}}).has_value());
-    CHECK_FALSE(decode_report(text).has_value());
+    CHECK_FALSE(decode_report({text, {}}).has_value());
   }
   CommandDatagram surplus{encode(StopCommand{}).text, {}};
   surplus.fds.push_back(some_fd());

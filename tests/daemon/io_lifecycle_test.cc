@@ -1,4 +1,4 @@
-// What a stop or a dead worker does to I/O in flight; the guest is the user-space child partition.
+// What a stop does to I/O in flight; the guest is the user-space child partition.
 #include <signal.h>
 
 #include <fstream>
@@ -90,26 +90,6 @@ TEST_CASE("a stop under I/O loses no write that the guest was told is done", "[d
     CHECK(host.image(slot) == std::string(kWriteBytes, 'w'));
   }
   CHECK(eventually([&] { return child->disconnected_by_host(); }));
-}
-
-TEST_CASE("after its worker died under I/O a guest attaches again and finds its disk", "[daemon]") {
-  const DiskHost host;
-  RunningDaemon daemon(host.directory(), host.config());
-  REQUIRE(daemon.wait_until_ready());
-  {
-    const auto child = host.attach();
-    const Writer writer(*child);
-    REQUIRE(::kill(daemon.worker_pid(), SIGKILL) == 0);
-    CHECK(eventually([&] { return child->disconnected_by_host(); }));
-  }
-  const auto child = host.attach();
-  Writer writer(*child);
-  std::size_t done = 0;
-  CHECK(eventually([&] {
-    done += writer.completed().size();
-    return done == Writer::kDepth;
-  }));
-  CHECK(host.image(Writer::kDepth - 1) == std::string(kWriteBytes, 'w'));
 }
 
 }  // namespace

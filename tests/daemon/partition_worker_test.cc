@@ -35,7 +35,7 @@ class Worker {
   [[nodiscard]] Report next_report() const {
     pollfd readable{socket_.get(), POLLIN, 0};
     REQUIRE(::poll(&readable, 1, static_cast<int>(std::chrono::milliseconds(kPatience).count())) == 1);
-    return decode_report(receive_command(socket_.get()).value().value().text).value();
+    return decode_report(receive_command(socket_.get()).value().value()).value();
   }
   [[nodiscard]] int exit_status() { return status_.get(); }
 

@@ -28,7 +28,7 @@ TEST_CASE("a flood of datagrams waits in the socket", "[attach]") {
   worker->start();
   worker->post([&, ours = pair[0]] {
     socket.emplace(
-        *worker, UniqueFd(ours),
+        *worker, UniqueFd(ours), [] {},
         [&](partition::Datagram&) -> Result<void> {
           if (++received == AttachSocket::kBurst + kBeyond) all.set_value();
           return {};

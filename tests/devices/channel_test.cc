@@ -82,7 +82,8 @@ struct Fixture {
     if (monitored) config.monitor.emplace(guest.page(kMonitorPage), kMonitorId, 0x2005);
     channel = std::make_unique<Channel>(std::move(config), partition, *worker, std::move(host.incoming),
                                         std::move(host.outgoing), std::make_unique<EchoHandler>(log),
-                                        UniqueFd(dup(doorbell.get())));
+                                        UniqueFd(dup(doorbell.get())),
+                                        std::make_shared<RecoveryRegion>(*RecoveryRegion::make_private()));
     worker->start();
   }
   ~Fixture() {

@@ -113,7 +113,8 @@ class GuestNic final : private devices::DeviceHost {
     config.target_vp = vmbus::kNoInterruptVp;
     link->host = std::make_unique<devices::Channel>(
         std::move(config), partition_, *link->worker, std::move(host_rings.incoming),
-        std::move(host_rings.outgoing), std::move(*handler), UniqueFd(dup(link->doorbell.get())));
+        std::move(host_rings.outgoing), std::move(*handler), UniqueFd(dup(link->doorbell.get())),
+        std::make_shared<devices::RecoveryRegion>(*devices::RecoveryRegion::make_private()));
     link->to_host.emplace(std::move(guest_rings.incoming));
     link->from_host.emplace(std::move(guest_rings.outgoing));
     REQUIRE(link->to_host->attach().has_value());

@@ -74,7 +74,8 @@ class StorGuest {
                                  .target_vp = vmbus::kNoInterruptVp,
                                  .event_flag = 1},
         partition, *worker_, std::move(host.incoming), std::move(host.outgoing), std::move(handler),
-        UniqueFd(::dup(doorbell_.get())));
+        UniqueFd(::dup(doorbell_.get())),
+        std::make_shared<devices::RecoveryRegion>(*devices::RecoveryRegion::make_private()));
     if (own_thread_) worker_->start();
     running_ = on_worker([this] { return channel->start().has_value(); });
     VMBUSD_ASSERT(running_);

@@ -270,6 +270,18 @@ class Session:
             check(time.monotonic() < end, f"vmbusd did not log {text!r} within {timeout_s} s; {self._daemon_tail()}")
             time.sleep(0.1)
 
+    def worker(self, partition):
+        """The process id of a partition's worker; None where there is none now."""
+        children = pathlib.Path(f"/proc/{self._daemon.pid}/task/{self._daemon.pid}/children").read_text().split()
+        for pid in children:
+            try:
+                title = pathlib.Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+            except OSError:
+                continue
+            if title.startswith(f"vmbusd: {partition}\0"):
+                return int(pid)
+        return None
+
     def check_daemon(self):
         status = self._daemon.poll()
         check(status is None, f"vmbusd ended with status {status}; {self._daemon_tail() if status is not None else ''}")

@@ -6,8 +6,11 @@ goes to the results at once, so that what was done is known even where the root 
 
 import hashlib
 import json
+import os
 import pathlib
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -235,6 +238,38 @@ def vmm_killed(session):
     again = session.start_guest("victim", "steady", name="again", SERIAL="VICTIM-1", ROUNDS=1)
     again.finish(180)
 
+
+def worker_killed(session):
+    """SIGKILL of the worker process under verified I/O, again and again: the guest sees a pause and no error."""
+    kills = session.plan.get("worker_kills", 10)
+    rounds = 2 * kills
+    session.start_daemon({"demo": [Disk(session.image("disk.img", 64), "KILLED-1")]}, scsi="channels = 2")
+    guest = session.start_guest("demo", "steady", cpus=2, SERIAL="KILLED-1", ROUNDS=rounds)
+    guest.wait_for("round", 180)
+    log = session.logs / "vmbusd.log"
+    before = None
+    for number in range(kills):
+        end = time.monotonic() + 30
+        while (worker := session.worker("demo")) in (None, before):
+            check(time.monotonic() < end, "no worker process came after the last one")
+            time.sleep(0.01)
+        before = worker
+        os.kill(worker, signal.SIGKILL)
+        end = time.monotonic() + 30
+        while log.read_text(errors="replace").count(TAKEN_UP) <= number:
+            check(time.monotonic() < end, f"after {number + 1} deaths the guest was not taken up")
+            time.sleep(0.01)
+        time.sleep(random.uniform(0.5, 1.5))
+    check(len(guest.said["round"]) < rounds, "the guest was done before the last worker was killed")
+    guest.finish(300)
+    check(guest.last("errors") == "0", f"the guest's kernel logged {guest.last('errors')} I/O errors")
+    session.check_daemon()
+    pauses = sorted(int(line.split(TAKEN_UP)[1].split()[0]) for line in log.read_text().splitlines() if TAKEN_UP in line)
+    session.say("pauses", f"{len(pauses)} deaths: median {pauses[len(pauses) // 2]} ms, longest {pauses[-1]} ms")
+    return {"pauses_ms": pauses}
+
+
+TAKEN_UP = "the guest goes on after "
 
 HOST = {"HOST": f"{IPV4}.1", "HOST6": f"{IPV6}::1"}
 
@@ -501,6 +536,7 @@ SCENARIOS = {
     "host-write-error": host_write_error,
     "thin-disk": thin_disk,
     "vmm-killed": vmm_killed,
+    "worker-killed": worker_killed,
     "second-kernel": second_kernel,
     "network": network,
     "network-offloads": network_offloads,
