@@ -26,6 +26,8 @@ constexpr const char* kRecoveryArea = "recovery-area";
 constexpr const char* kKeptFd = "kept-fd";
 constexpr const char* kKeepFd = "keep-fd";
 constexpr const char* kDropFd = "drop-fd";
+constexpr const char* kLeave = "leave";
+constexpr const char* kStays = "stays";
 constexpr const char* kTakenUp = "taken-up";
 constexpr const char* kReport = "report";
 constexpr const char* kReady = "ready";
@@ -163,6 +165,7 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     constexpr auto kMax = static_cast<std::uint32_t>(LogLevel::kError);
     return LogLevelCommand{static_cast<LogLevel>(object.integer("level", 0, kMax))};
   }
+  if (what == kLeave) return LeaveCommand{};
   if (what == kStop) return StopCommand{};
   return std::nullopt;
 }
@@ -179,6 +182,7 @@ std::optional<Report> read_report(ObjectReader& object, FdQueue& fds) {
   }
   if (what == kDropFd) return DropFdReport{object.integer64("key")};
   if (what == kTakenUp) return TakenUpReport{};
+  if (what == kStays) return StaysReport{};
   return std::nullopt;
 }
 
@@ -266,6 +270,9 @@ EncodedCommand encode(const netvsp::NicConfig& nic) {
 EncodedCommand encode(const StartCommand&) {
   return {dump({{kDo, kStart}}), {}};
 }
+EncodedCommand encode(const LeaveCommand&) {
+  return {dump({{kDo, kLeave}}), {}};
+}
 EncodedCommand encode(const StopCommand&) {
   return {dump({{kDo, kStop}}), {}};
 }
@@ -317,6 +324,9 @@ std::string encode(const Report& report) {
                                },
                                [](const TakenUpReport&) {
                                  return dump({{kReport, kTakenUp}});
+                               },
+                               [](const StaysReport&) {
+                                 return dump({{kReport, kStays}});
                                }},
                     report);
 }

@@ -19,6 +19,8 @@
 //   Status + 1 memfd     ------------>    at any time after Start
 //                        <------------    Status: the memfd holds a PartitionStatus
 //   LogLevel             ------------>    at any time
+//   Leave                ------------>    exits with status 0 once its connection can be taken up ...
+//                        <------------    Stays: ... or says that this did not come about
 //   Stop, or end of file ------------>    drains and exits with status 0
 #pragma once
 
@@ -86,12 +88,14 @@ struct LogLevelCommand {
   LogLevel level = LogLevel::kInfo;
 };
 
+struct LeaveCommand {};
+
 struct StopCommand {};
 
 using Command =
     std::variant<ConfigureCommand, SandboxConfig, RecoveryAreaCommand, storvsp::ControllerConfig,
                  netvsp::NicConfig, StartCommand, KeptFdCommand, ConnectionCommand, ChangeNicCommand,
-                 StatusCommand, LogLevelCommand, StopCommand>;
+                 StatusCommand, LogLevelCommand, LeaveCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
 struct EncodedCommand {
@@ -122,14 +126,17 @@ struct DropFdReport {
 
 struct TakenUpReport {};
 
+struct StaysReport {};
+
 using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, StatusReport, KeepFdReport,
-                            DropFdReport, TakenUpReport>;
+                            DropFdReport, TakenUpReport, StaysReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const SandboxConfig& sandbox);
 [[nodiscard]] EncodedCommand encode(const storvsp::ControllerConfig& controller);
 [[nodiscard]] EncodedCommand encode(const netvsp::NicConfig& nic);
 [[nodiscard]] EncodedCommand encode(const StartCommand& command);
+[[nodiscard]] EncodedCommand encode(const LeaveCommand& command);
 [[nodiscard]] EncodedCommand encode(const StopCommand& command);
 [[nodiscard]] EncodedCommand encode_recovery_area(int file);
 [[nodiscard]] EncodedCommand encode_kept_fd(partition::FdKey key, int fd);

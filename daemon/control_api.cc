@@ -32,6 +32,7 @@ constexpr std::array kRoutes = {
     Route{"POST", "/v1/partitions", &ControlApi::add_partition},
     Route{"GET", "/v1/partitions/{partition}", &ControlApi::get_partition},
     Route{"DELETE", "/v1/partitions/{partition}", &ControlApi::remove_partition},
+    Route{"POST", "/v1/partitions/{partition}/upgrade", &ControlApi::upgrade_partition},
     Route{"PATCH", "/v1/partitions/{partition}/nics/{nic}", &ControlApi::change_nic},
     Route{"GET", "/v1/log", &ControlApi::get_log},
     Route{"PATCH", "/v1/log", &ControlApi::change_log},
@@ -206,6 +207,16 @@ void ControlApi::remove_partition(Names names, const HttpRequest&, Respond respo
     return respond(failure(404, fmt::format("there is no partition {}", shown(name))));
   }
   partitions_.remove(name, [respond = std::move(respond)](const std::string&) { respond(done()); });
+}
+
+void ControlApi::upgrade_partition(Names names, const HttpRequest&, Respond respond) {
+  PartitionSupervisor* const partition = partitions_.find(std::string(names[0]));
+  if (partition == nullptr) {
+    return respond(failure(404, fmt::format("there is no partition {}", shown(names[0]))));
+  }
+  partition->upgrade([respond = std::move(respond)](const std::string& problem) {
+    respond(problem.empty() ? done() : failure(409, problem));
+  });
 }
 
 void ControlApi::change_nic(Names names, const HttpRequest& request, Respond respond) {

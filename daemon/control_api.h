@@ -41,6 +41,7 @@ class ControlApi {
   void add_partition(Names names, const HttpRequest& request, Respond respond);
   void get_partition(Names names, const HttpRequest& request, Respond respond);
   void remove_partition(Names names, const HttpRequest& request, Respond respond);
+  void upgrade_partition(Names names, const HttpRequest& request, Respond respond);
   void change_nic(Names names, const HttpRequest& request, Respond respond);
   void get_log(Names names, const HttpRequest& request, Respond respond);
   void change_log(Names names, const HttpRequest& request, Respond respond);

@@ -46,13 +46,20 @@ struct flock lock_of_byte(off_t byte, short type) {
   return lock;
 }
 
-// Open file description locks, so they pass to the worker process with the descriptor, and QEMU sees them.
-// True where another program is in the way; a file system without locks is no failure.
-bool image_in_use(int fd, bool read_only) {
+// Takes the locks of an image that is used so. False where another program is in the way; a file system
+// without locks is no failure.
+bool lock_image(int fd, bool read_only) {
   const auto take = [fd](off_t byte) {
     struct flock lock = lock_of_byte(byte, F_RDLCK);
     return ::fcntl(fd, F_OFD_SETLK, &lock) == 0 || (errno != EAGAIN && errno != EACCES);
   };
+  return take(kDoesBase + kConsistentRead) && (read_only || take(kDoesBase + kWrite)) &&
+         take(kForbidsBase + kWrite) && take(kForbidsBase + kResize);
+}
+
+// Open file description locks, so they pass to the worker process with the descriptor, and QEMU sees them.
+// True where another program is in the way; a file system without locks is no failure.
+bool image_in_use(int fd, bool read_only) {
   const auto held_by_another = [fd](off_t byte) {
     struct flock lock = lock_of_byte(byte, F_WRLCK);
     return ::fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
@@ -62,12 +69,7 @@ bool image_in_use(int fd, bool read_only) {
   const std::span<const int> does = std::span(kUses).first(read_only ? 1 : 2);
   const std::span<const int> forbids = kForbidden;
   // First all, then the question: of two that start at once at least one sees the other.
-  for (const int what : does) {
-    if (!take(kDoesBase + what)) return true;
-  }
-  for (const int what : forbids) {
-    if (!take(kForbidsBase + what)) return true;
-  }
+  if (!lock_image(fd, read_only)) return true;
   return std::any_of(does.begin(), does.end(),
                      [&](int what) { return held_by_another(kForbidsBase + what); }) ||
          std::any_of(forbids.begin(), forbids.end(),
@@ -121,6 +123,9 @@ Result<UniqueFd> lend_image(int image, std::uint32_t number) {
   UniqueFd lent(
       ::open(fmt::format("/proc/self/fd/{}", image).c_str(), (flags & (O_ACCMODE | O_DIRECT)) | O_CLOEXEC));
   if (!lent) return fail_os(errno, "cannot open it once more");
+  // The image stays locked where the supervisor dies before the last of that.
+  if (!lock_image(lent.get(), (flags & O_ACCMODE) == O_RDONLY))
+    return fail(Errc::kOs, "another program uses it");
   struct flock lock = lock_of_byte(lent_byte(number), F_RDLCK);
   if (::fcntl(lent.get(), F_OFD_SETLK, &lock) != 0) return fail_os(errno, "cannot lock it");
   return lent;

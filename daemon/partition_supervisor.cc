@@ -10,7 +10,10 @@
 #include <boost/asio/post.hpp>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <optional>
+#include <string_view>
+#include <system_error>
 #include <utility>
 #include <variant>
 
@@ -146,6 +149,7 @@ PartitionSupervisor::PartitionSupervisor(boost::asio::io_context& context, Parti
       retry_delay_(kRetryFirst),
       retry_timer_(context),
       stop_timer_(context),
+      program_(kOwnProgram),
       look_timer_(context) {
   for (NicConfig& nic : config_.nics) {
     const std::size_t index = nics_.size();
@@ -199,7 +203,7 @@ void PartitionSupervisor::spawn() {
   WorkerProcess::Events events;
   events.report = [this](Report& report) { this->report(report); };
   events.died = [this](int wait_status) { worker_died(wait_status); };
-  auto worker = WorkerProcess::spawn(context_, log_, log_level_, std::move(events));
+  auto worker = WorkerProcess::spawn(context_, program_, log_, log_level_, std::move(events));
   if (!worker) {
     log_.error("{}", describe(worker.error()));
     if (was_ready_) {
@@ -266,12 +270,20 @@ void PartitionSupervisor::send_controller(const ScsiConfig& scsi) {
 
 void PartitionSupervisor::report(Report& report) {
   std::visit(Overloaded{[this](const ReadyReport&) { worker_ready(); },
-                        [this](const ConnectionEndedReport&) { forget_connection(); },
+                        [this](const ConnectionEndedReport&) {
+                          forget_connection();
+                          end_upgrade("the connection ended; the log says why");
+                        },
                         [this](const BackendLostReport& lost) { backend_lost(lost.nic); },
                         [this](const StatusReport& status) { status_ready(status); },
                         [this](KeepFdReport& keep) { keep_fd(keep); },
                         [this](const DropFdReport& drop) { kept_fds_.erase(drop.key); },
+                        [this](const StaysReport&) {
+                          program_ = kOwnProgram;
+                          end_upgrade("the guest or its VMM keeps changing something; try again");
+                        },
                         [this](const TakenUpReport&) {
+                          end_upgrade("");
                           const auto took = std::chrono::steady_clock::now() - died_at_;
                           log_.info("the guest goes on after {} ms",
                                     std::chrono::duration_cast<std::chrono::milliseconds>(took).count());
@@ -288,6 +300,8 @@ void PartitionSupervisor::worker_ready() {
   if (attached_) {  // by a worker process that died
     for (const auto& [key, fd] : kept_fds_) worker_->send(encode_kept_fd(key, fd.get()));
     worker_->send(encode_connection(attached_.get(), true));
+  } else {
+    end_upgrade("");
   }
   if (was_ready_) return;
   was_ready_ = true;
@@ -313,12 +327,22 @@ void PartitionSupervisor::worker_died(int wait_status) {
   const bool taken_up = can_be_taken_up();
   if (!taken_up) forget_connection();
   if (state_ == State::kStopping) {
+    end_upgrade("the partition stops");
     if (wait_status != 0) {
       stopped_badly_ = true;
       log_.error("worker process {} did not stop in order: {}", pid, describe_wait_status(wait_status));
     }
     return finish_stop();
   }
+  if (upgraded_ && wait_status == 0 && state_ == State::kServing) {
+    log_.info("worker process {} makes way for {}", pid, program_);
+    state_ = State::kWaiting;
+    died_at_ = std::chrono::steady_clock::now();
+    return take_up();
+  }
+  // A new program that does not come up is not tried again.
+  if (state_ == State::kStarting) program_ = kOwnProgram;
+  end_upgrade("the worker process ended; the log says why");
   ++worker_deaths_;
   log_.error("worker process {} ended unexpectedly: {}{}", pid, describe_wait_status(wait_status),
              taken_up       ? "; another takes up its guest"
@@ -392,6 +416,24 @@ void PartitionSupervisor::retry_later() {
   retry_delay_ = std::min(retry_delay_ * 2, kRetryMax);
 }
 
+void PartitionSupervisor::upgrade(std::function<void(const std::string& problem)> done) {
+  std::error_code error;
+  std::string path = std::filesystem::read_symlink(kOwnProgram, error).string();
+  constexpr std::string_view kReplaced = " (deleted)";  // [proc(5): /proc/pid/exe]
+  if (path.ends_with(kReplaced)) path.resize(path.size() - kReplaced.size());
+  if (error || ::access(path.c_str(), X_OK) != 0) return done(fmt::format("cannot run {}", path));
+  if (upgraded_) return done("an upgrade is under way");
+  if (state_ != State::kServing) return done("the partition has no worker process that serves");
+  if (!recovery_file_ || !images_lent_) return done("its guest cannot be taken up; the log says why");
+  upgraded_ = std::move(done);
+  program_ = std::move(path);
+  worker_->send(encode(LeaveCommand{}));
+}
+
+void PartitionSupervisor::end_upgrade(const std::string& problem) {
+  if (const auto done = std::exchange(upgraded_, nullptr)) done(problem);
+}
+
 void PartitionSupervisor::stop() {
   if (state_ == State::kStopping || state_ == State::kStopped) return;
   state_ = State::kStopping;
@@ -401,7 +443,10 @@ void PartitionSupervisor::stop() {
   retry_timer_.cancel();
   for (const auto& nic : nics_) nic->stop();
   next_.reset();
-  if (!worker_) forget_connection();
+  if (!worker_) {
+    forget_connection();
+    end_upgrade("the partition stops");
+  }
   if (socket_bound_) ::unlink(config_.socket.c_str());
   socket_bound_ = false;
   if (!worker_) return finish_stop();

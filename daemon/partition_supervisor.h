@@ -60,6 +60,9 @@ class PartitionSupervisor {
   // The operator's link state of a NIC, which lasts over the worker's death. False: no such NIC.
   [[nodiscard]] bool set_link(const std::string& nic, bool up);
   void set_log_level(LogLevel level);
+  // Has the worker process make way for one of the program that stands where this one was started from, which
+  // an update may have replaced. The guest sees a pause. `done` gets what went wrong, empty where it serves.
+  void upgrade(std::function<void(const std::string& problem)> done);
 
   [[nodiscard]] const PartitionConfig& config() const { return config_; }  // its NICs are nic(i)
   [[nodiscard]] std::size_t nic_count() const { return nics_.size(); }
@@ -93,6 +96,7 @@ class PartitionSupervisor {
   void backend_lost(const std::string& nic);
   void hand_over_backend(const netvsp::NicConfig& nic);
   void worker_died(int wait_status);
+  void end_upgrade(const std::string& problem);
   [[nodiscard]] bool can_be_taken_up();
   void take_up();
   void keep_fd(KeepFdReport& report);
@@ -140,6 +144,9 @@ class PartitionSupervisor {
   std::uint64_t worker_deaths_ = 0;
   boost::asio::steady_timer stop_timer_;
   std::set<std::string> links_off_;  // NICs that the operator has switched off
+
+  std::string program_;                                       // of the next worker process
+  std::function<void(const std::string& problem)> upgraded_;  // an upgrade is under way
 
   // One question at a time; who asks meanwhile gets the same answer.
   std::vector<std::function<void(const PartitionStatus*)>> lookers_;

@@ -47,7 +47,11 @@ bool has_one_cpu() {
 class PartitionWorker {
  public:
   PartitionWorker(io::Worker& control, UniqueFd socket, UniqueFd signals)
-      : control_(control), socket_(std::move(socket)), signals_(std::move(signals)), drain_timer_(*this) {}
+      : control_(control),
+        socket_(std::move(socket)),
+        signals_(std::move(signals)),
+        drain_timer_(*this),
+        leave_timer_(*this) {}
   PartitionWorker(const PartitionWorker&) = delete;
   PartitionWorker& operator=(const PartitionWorker&) = delete;
 
@@ -71,6 +75,19 @@ class PartitionWorker {
     PartitionWorker& owner_;
   };
 
+  class LeaveTimer final : public io::Timer {
+   public:
+    explicit LeaveTimer(PartitionWorker& owner) : owner_(owner) {}
+    void expired() noexcept override { owner_.leave(tries); }
+    int tries = 0;
+
+   private:
+    PartitionWorker& owner_;
+  };
+  // A guest that opens or closes something is done with it soon.
+  static constexpr int kLeaveTries = 50;
+  static constexpr std::chrono::milliseconds kLeaveInterval{20};
+
   void read_commands() {
     // The supervisor sends a command for each device and connection: there is no flood to bound.
     while (!stopping_) {
@@ -84,19 +101,20 @@ class PartitionWorker {
       if (!*datagram) return;
       Result<Command> command = decode_command(**std::move(datagram));
       if (!command) return give_notice(describe(command.error()));
-      std::visit(Overloaded{[this](ConfigureCommand&& configure) { this->configure(std::move(configure)); },
-                            [this](SandboxConfig&& sandbox) { confine(sandbox); },
-                            [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
-                            [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
-                            [this](StartCommand&&) { started(); },
-                            [this](RecoveryAreaCommand&& area) { map_recovery(std::move(area.file)); },
-                            [this](KeptFdCommand&& kept) { kept_fds_[kept.key] = std::move(kept.fd); },
-                            [this](ConnectionCommand&& connection) { connect(std::move(connection)); },
-                            [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
-                            [this](StatusCommand&& status) { look(std::move(status)); },
-                            [](LogLevelCommand&& level) { log_set_level(level.level); },
-                            [this](StopCommand&&) { begin_stop(); }},
-                 *std::move(command));
+      std::visit(
+          Overloaded{[this](ConfigureCommand&& configure) { this->configure(std::move(configure)); },
+                     [this](SandboxConfig&& sandbox) { confine(sandbox); },
+                     [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
+                     [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
+                     [this](StartCommand&&) { started(); },
+                     [this](RecoveryAreaCommand&& area) { map_recovery(std::move(area.file)); },
+                     [this](KeptFdCommand&& kept) { kept_fds_[kept.key] = std::move(kept.fd); },
+                     [this](ConnectionCommand&& connection) { connect(std::move(connection)); },
+                     [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
+                     [this](StatusCommand&& status) { look(std::move(status)); },
+                     [](LogLevelCommand&& level) { log_set_level(level.level); },
+                     [this](LeaveCommand&&) { leave(kLeaveTries); }, [this](StopCommand&&) { begin_stop(); }},
+          *std::move(command));
     }
   }
 
@@ -232,6 +250,17 @@ class PartitionWorker {
     bus_->recover(std::exchange(kept_fds_, {}));
   }
 
+  // Has another process go on: this one ends without a word to the VMM.
+  void leave(int tries) {
+    if (bus_ == nullptr) ::_exit(kExitOk);
+    bus_->at_rest([this, tries](bool recorded) {
+      if (recorded) ::_exit(kExitOk);
+      if (tries == 0) return report(StaysReport{});
+      leave_timer_.tries = tries - 1;
+      control_.arm(leave_timer_, io::Clock::now() + kLeaveInterval);
+    });
+  }
+
   void keep_fd(partition::FdKey key, int fd) {
     const Result<void> sent = send_command(socket_.get(), encode(KeepFdReport{key, {}}), std::span(&fd, 1));
     if (!sent && sent.error().code != Errc::kClosed) give_notice(describe(sent.error()));
@@ -264,6 +293,7 @@ class PartitionWorker {
 
   void end() {
     control_.disarm(drain_timer_);
+    control_.disarm(leave_timer_);
     socket_watch_.stop([this] { signal_watch_.stop([this] { control_.stop(); }); });
   }
 
@@ -293,6 +323,7 @@ class PartitionWorker {
   io::FdWatch socket_watch_;
   io::FdWatch signal_watch_;
   DrainTimer drain_timer_;
+  LeaveTimer leave_timer_;
   std::unique_ptr<LogScope> log_;  // once configured
   std::vector<std::unique_ptr<devices::Device>> devices_;
   std::map<std::string, netvsp::Nic*> nics_;             // of devices_, by their own names

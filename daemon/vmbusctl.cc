@@ -310,6 +310,12 @@ int run(int argc, char** argv) {
           [&](Control& control) { (void)control.ask("DELETE", "/v1/partitions/" + checked_name(name)); })
       ->add_option("PARTITION", name)
       ->required();
+  command("upgrade", "replace a partition's worker process by the program that is installed now",
+          [&](Control& control) {
+            (void)control.ask("POST", fmt::format("/v1/partitions/{}/upgrade", checked_name(name)));
+          })
+      ->add_option("PARTITION", name)
+      ->required();
   CLI::App* const link = command("link", "switch a NIC's link", [&](Control& control) {
     const std::size_t slash = name.find('/');
     if (slash == std::string::npos) throw Failure{kExitUsage, name + " is not of the form PARTITION/NIC"};

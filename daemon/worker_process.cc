@@ -78,8 +78,8 @@ std::string describe_wait_status(int status) {
 }
 
 Result<std::shared_ptr<WorkerProcess>> WorkerProcess::spawn(boost::asio::io_context& context,
-                                                            const LogScope& log, LogLevel log_level,
-                                                            Events events) {
+                                                            const std::string& program, const LogScope& log,
+                                                            LogLevel log_level, Events events) {
   VMBUSD_TRY(auto sockets, make_command_sockets());
   // The first argument is what ps and top show.
   std::string title = fmt::format("vmbusd: {}", log.subject());
@@ -89,9 +89,8 @@ Result<std::shared_ptr<WorkerProcess>> WorkerProcess::spawn(boost::asio::io_cont
 
   const SpawnSetup setup(sockets.second.get());
   pid_t pid = -1;
-  // The very program that runs here, even where a package update has replaced its file meanwhile.
   const int refused =
-      ::posix_spawn(&pid, "/proc/self/exe", setup.actions(), setup.attributes(), arguments.data(), environ);
+      ::posix_spawn(&pid, program.c_str(), setup.actions(), setup.attributes(), arguments.data(), environ);
   if (refused != 0) return fail_os(refused, "cannot start a worker process");
   // glibc 2.36 declares pidfd_open() without C linkage.
   UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));

@@ -22,6 +22,9 @@ namespace vmbusd::daemon {
 // "killed by signal 9 (Killed)", from waitpid()'s status.
 [[nodiscard]] std::string describe_wait_status(int status);
 
+// The very program that runs here, even where a package update has replaced its file meanwhile.
+inline constexpr const char* kOwnProgram = "/proc/self/exe";
+
 // Life cycle: spawn(), then commands and reports, then `died` once. Destroying it earlier forgets the
 // process, which ends by itself as its socket closes. Supervisor's thread.
 class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
@@ -31,7 +34,9 @@ class WorkerProcess : public std::enable_shared_from_this<WorkerProcess> {
     std::function<void(int wait_status)> died;  // it has been reaped
   };
 
+  // `program` is vmbusd's file.
   [[nodiscard]] static Result<std::shared_ptr<WorkerProcess>> spawn(boost::asio::io_context& context,
+                                                                    const std::string& program,
                                                                     const LogScope& log, LogLevel log_level,
                                                                     Events events);
   ~WorkerProcess() = default;

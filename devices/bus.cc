@@ -441,7 +441,10 @@ void Bus::begin_transition() {
 // Where something still waits for an answer, what brings that begins anew.
 void Bus::end_transition() {
   end_posted_ = false;
-  if (!in_transition_ || !settled()) return;
+  if (in_transition_ && changes_.empty() && settled()) record();
+}
+
+void Bus::record() {
   snapshot_.clear();
   save(snapshot_);
   if (!config_.recovery->write_snapshot(snapshot_.bytes())) {
@@ -452,9 +455,10 @@ void Bus::end_transition() {
   config_.recovery->leave();
 }
 
+// Changes that wait apart.
 bool Bus::settled() const {
   return connected_ && !recovering_ && server_ != nullptr && socket_.drained() && attach_.settled() &&
-         server_->settled() && changes_.empty() && !reset_done_ &&
+         server_->settled() && !reset_done_ &&
          std::all_of(channels_.begin(), channels_.end(), [](const auto& entry) {
            const OpenChannel& open = entry.second;
            return open.phase == OpenChannel::Phase::kOpen && !open.close_wanted && open.releasing.empty();
@@ -483,7 +487,10 @@ void Bus::recover(KeptFds fds) {
   } else {
     restored = tl::unexpected(snapshot.error());
   }
-  if (!restored) disconnected(restored.error());
+  if (restored) return;
+  log_.warning("cannot take up the guest of the last worker process: {}; its VMM must attach again",
+               describe(restored.error()));
+  disconnected(restored.error());
 }
 
 Result<void> Bus::restore(std::span<const std::byte> snapshot) {
@@ -571,8 +578,16 @@ void Bus::drop_fd(partition::FdKey key) {
   if (config_.drop_fd && connected_) config_.drop_fd(key);
 }
 
-void Bus::at_rest(std::function<void()> done) {
-  change_partition(true, std::move(done), [] {});
+void Bus::at_rest(std::function<void(bool recorded)> done) {
+  if (config_.recovery == nullptr || server_ == nullptr) return done(false);
+  begin_transition();
+  change_partition(
+      true,
+      [this, done = std::move(done)] {
+        if (in_transition_ && changes_.size() <= 1 && settled()) record();
+        done(!in_transition_);
+      },
+      [] {});
 }
 
 // Devices; any thread.

@@ -60,8 +60,10 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void start();
   void recover(KeptFds fds);
 
-  // Calls `done` on the control thread while every channel is at rest, with nothing in flight.
-  void at_rest(std::function<void()> done);
+  // Calls `done` on the control thread while every channel is at rest, with nothing in flight, and all
+  // workers wait for it: true where another process could take up the connection from here. Not at all where
+  // it ends first.
+  void at_rest(std::function<void(bool recorded)> done);
 
   // Ends the connection: closes all channels, drains, then calls `ended`. Again: nothing.
   void shut_down();
@@ -132,6 +134,7 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void post_back(std::function<void()> function);
   void begin_transition();
   void end_transition();
+  void record();
   [[nodiscard]] bool settled() const;
   void save(SerialWriter& out) const;
   [[nodiscard]] Result<void> restore(std::span<const std::byte> snapshot);

@@ -159,5 +159,22 @@ TEST_CASE("an image that cannot be opened is told with its path", "[daemon]") {
         "cannot open /nonexistent/d.img for writing: No such file or directory");
 }
 
+TEST_CASE("an image that was lent is returned with the last use of it", "[daemon]") {
+  Image image;
+  storvsp::DiskConfig disk;
+  REQUIRE(image.open(disk) == "");
+  const int own = disk.fd.get();
+  Result<UniqueFd> lent = lend_image(own, 7);
+  REQUIRE(lent.has_value());
+  CHECK(::fcntl(lent->get(), F_GETFL) == flags_of(disk));
+  CHECK_FALSE(image_returned(own, 7));
+  CHECK(image_returned(own, 8));
+  UniqueFd copy(::dup(lent->get()));
+  lent->reset();
+  CHECK_FALSE(image_returned(own, 7));
+  copy.reset();
+  CHECK(image_returned(own, 7));
+}
+
 }  // namespace
 }  // namespace vmbusd::daemon

@@ -205,5 +205,29 @@ TEST_CASE("a worker that is killed under verified I/O costs the guest a pause", 
   must(guest::Disk(again).ready());
 }
 
+TEST_CASE("vmbusctl upgrade replaces the worker process under its guest", "[daemon][recovery]") {
+  const DiskHost host;
+  RunningDaemon daemon(host.directory(), "control_socket = 'control.sock'\n" + host.config());
+  REQUIRE(daemon.wait_until_ready());
+  std::string error_text;
+  const auto child =
+      must(guest::ChildPartition::attach({.socket_path = host.directory().path("demo.sock")}, error_text));
+  guest::Driver driver(*child);
+  const std::vector<std::byte> bytes(4096, std::byte{'u'});
+  must(driver.disk->write(0, bytes));
+  pid_t worker = daemon.worker_pid();
+  for (int i = 0; i < 3; ++i) {
+    const Finished upgrade =
+        run_program(VMBUSCTL_EXE, {"--socket", host.directory().path("control.sock"), "upgrade", "demo"});
+    INFO(upgrade.output << daemon.log());
+    REQUIRE(upgrade.status == 0);
+    worker = daemon.worker_pid(worker);
+    REQUIRE(worker > 0);
+    CHECK(guest::read_disk(*driver.disk, 0, bytes.size()) == bytes);
+  }
+  CHECK_FALSE(child->disconnected_by_host());
+  CHECK(daemon.log().find("unexpectedly") == std::string::npos);
+}
+
 }  // namespace
 }  // namespace vmbusd::daemon
