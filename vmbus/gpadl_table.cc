@@ -158,12 +158,13 @@ void GpadlTable::save(SerialWriter& out) const {
   }
 }
 
-Result<Relid> GpadlTable::restore(SerialReader& in) {
+Result<void> GpadlTable::restore(SerialReader& in, const std::function<bool(Relid)>& has) {
   VMBUSD_TRY(const GpadlHeader header, in.get<GpadlHeader>());
+  if (!has(header.relid)) return fail(Errc::kProtocol, "a GPADL of no channel");
   VMBUSD_TRY(const std::span<const std::byte> values, in.get_bytes(header.range_buflen));
   VMBUSD_TRY(const bool complete, begin(header, values));
   if (!complete) return fail(Errc::kProtocol, "a GPADL that is not complete");
-  return Relid{header.relid};
+  return {};
 }
 
 bool GpadlTable::holds(Gpn first, std::uint64_t count) const {

@@ -68,8 +68,9 @@ class GpadlTable {
   [[nodiscard]] bool settled() const;
   // All, which are live.
   void save(SerialWriter& out) const;
-  // The next one that save() wrote, checked as one that comes from the guest; returns its channel.
-  [[nodiscard]] Result<Relid> restore(SerialReader& in);
+  // The next one that save() wrote, checked as one that comes from the guest. `has` tells whether a channel
+  // may have one.
+  [[nodiscard]] Result<void> restore(SerialReader& in, const std::function<bool(Relid)>& has);
 
  private:
   struct Key {

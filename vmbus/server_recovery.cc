@@ -107,8 +107,8 @@ Result<void> ServerCore::restore(SerialReader& in, const std::function<Result<Of
     channel.reopen = true;
   }
   for (std::uint32_t i = 0; i < connection.gpadls; ++i) {
-    VMBUSD_TRY(const Relid relid, gpadls_.restore(in));
-    if (!connected() || find_told(relid) == nullptr) return fail(Errc::kProtocol, "a GPADL of no channel");
+    VMBUSD_CHECK(
+        gpadls_.restore(in, [this](Relid relid) { return connected() && find_told(relid) != nullptr; }));
   }
   return {};
 }
