@@ -238,6 +238,7 @@ Result<std::unique_ptr<Channel>> Bus::make_channel(vmbus::Relid relid, const vmb
   config.event_flag = request.event_flag;
   config.recovery = config_.recovery;
   config.recovered = recovering_;
+  if (recovering_) config.gpadls = server_->gpadls_of(relid);
   if (request.interrupt_page != 0) {
     config.interrupt_page = reinterpret_cast<std::uint32_t*>(
         partition.memory().translate_writable(request.interrupt_page, partition::kPageSize));

@@ -1,5 +1,6 @@
 #include "devices/channel.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/assert.h"
@@ -18,7 +19,7 @@ Channel::Channel(Config config, partition::Partition& partition, io::Worker& wor
       partition_(partition),
       worker_(worker),
       incoming_(std::move(incoming)),
-      outgoing_(std::move(outgoing)),
+      outgoing_(std::move(outgoing), this),
       handler_(std::move(handler)),
       doorbell_(std::move(doorbell)),
       log_(config_.name),
@@ -34,7 +35,7 @@ Channel::~Channel() {
 Result<void> Channel::start() {
   VMBUSD_CHECK(incoming_.attach());
   VMBUSD_CHECK(outgoing_.attach());
-  take_up_record();
+  VMBUSD_CHECK(take_up_record());
   state_ = State::kRunning;
   if (config_.monitor) config_.monitor->open();
   handler_->start(*this);
@@ -153,7 +154,7 @@ bool Channel::poll() noexcept {
   }
   count_commit();
   handler_->published();
-  if (changing_) [[unlikely]] {
+  if (changing_ && handler_->record_change()) [[unlikely]] {
     end_change();
   }
   // Both directions share the guest's one interrupt.
@@ -161,29 +162,46 @@ bool Channel::poll() noexcept {
   return *worked;
 }
 
-Result<bool> Channel::arm_space(std::uint32_t bytes) {
+void Channel::before_publishing() {
   if (release_incoming()) room_wanted_ = true;
-  const Result<bool> armed = outgoing_.arm_space(bytes);
-  count_commit();
-  return armed;
 }
 
-void Channel::take_up_record() {
+void Channel::published() {
+  count_commit();
+}
+
+Result<void> Channel::take_up_record() {
   const std::uint32_t read_index = incoming_.read_position();
-  const std::uint32_t write_index = outgoing_.write_position();
   if (config_.recovered) {
-    if (record_.read_index != read_index) ++record_.releases;
-    if (record_.write_index != write_index) ++record_.commits;
+    if (record_.read_index != read_index) ++record_.counts.releases;
+    if (record_.write_index != outgoing_.write_position()) ++record_.counts.commits;
+    const std::uint32_t written = record_.next_write_index;
+    if (record_.next_read_index == read_index && written != outgoing_.write_position()) {
+      VMBUSD_CHECK(outgoing_.take_written(written));
+      VMBUSD_CHECK(outgoing_.commit());
+      ++record_.counts.commits;
+    }
   }
-  record_.read_index = read_index;
-  record_.write_index = write_index;
+  record_.read_index = record_.next_read_index = read_index;
+  record_.write_index = record_.next_write_index = outgoing_.write_position();
+  return {};
+}
+
+std::shared_ptr<const vmbus::Gpadl> Channel::recovered_gpadl(std::uint32_t id) const {
+  const auto found = std::find_if(config_.gpadls.begin(), config_.gpadls.end(),
+                                  [id](const auto& gpadl) { return gpadl->id == id; });
+  return found == config_.gpadls.end() ? nullptr : *found;
 }
 
 // Fences for the compiler only: see Record.
 bool Channel::release_incoming() {
+  record_.next_read_index = incoming_.read_position();
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  record_.next_write_index = outgoing_.write_position();
+  std::atomic_signal_fence(std::memory_order_seq_cst);
   const bool wanted = incoming_.release();
   if (record_.read_index != incoming_.read_position()) {
-    ++record_.releases;
+    ++record_.counts.releases;
     std::atomic_signal_fence(std::memory_order_seq_cst);
     record_.read_index = incoming_.read_position();
     std::atomic_signal_fence(std::memory_order_seq_cst);
@@ -194,7 +212,7 @@ bool Channel::release_incoming() {
 void Channel::count_commit() {
   std::atomic_signal_fence(std::memory_order_seq_cst);
   if (record_.write_index != outgoing_.write_position()) {
-    ++record_.commits;
+    ++record_.counts.commits;
     std::atomic_signal_fence(std::memory_order_seq_cst);
     record_.write_index = outgoing_.write_position();
   }

@@ -50,6 +50,9 @@ class ChannelHandler {
   }
   // What was written to the outgoing ring before is the guest's now.
   virtual void published() {}
+  // Behind that, while there is a change (Channel::begin_change()): has the region() tell of it. False: it is
+  // not over yet.
+  [[nodiscard]] virtual bool record_change() { return true; }
   // Guest memory is about to change: bring operations in flight to an end soon (they complete as usual). For
   // handlers that keep operations armed without a request of the guest's, such as reads from a TAP.
   virtual void pause() {}
@@ -62,6 +65,13 @@ class ChannelHandler {
   }
 };
 
+// How often read_index and write_index were published. What is read from the incoming ring or written to the
+// outgoing one now is the guest's business when the count is one more.
+struct PublicationCounts {
+  std::uint64_t releases;
+  std::uint64_t commits;
+};
+
 // Counters of one channel; written by its worker, read by anyone.
 struct ChannelStats {
   std::atomic<std::uint64_t> doorbells{0};
@@ -71,7 +81,7 @@ struct ChannelStats {
 
 // Life cycle, all on the worker: start() -> [pause() -> resume()]* -> stop(). Created and destroyed on the
 // control thread, outside that span.
-class Channel final : public io::Pollable {
+class Channel final : public io::Pollable, private ring::OutgoingRing::Publisher {
  public:
   struct Config {
     std::string name;  // for logs: "guest1/scsi0" or "guest1/nic0.3"
@@ -85,6 +95,7 @@ class Channel final : public io::Pollable {
     std::optional<MonitorSlot> monitor = std::nullopt;  // of a monitored channel
     RecoveryArea* recovery = nullptr;                   // where its region is, if anywhere
     bool recovered = false;  // taken up where a worker process left it; its region tells where that was
+    std::vector<std::shared_ptr<const vmbus::Gpadl>> gpadls{};  // then: those of the channel
   };
 
   // Packets that one service() may take before the worker turns to others.
@@ -138,15 +149,12 @@ class Channel final : public io::Pollable {
   [[nodiscard]] std::span<std::byte> region() const { return region_->bytes().subspan(kRecordBytes); }
   // For what others may look at when the channel is gone.
   [[nodiscard]] std::shared_ptr<RecoveryRegion> shared_region() const { return region_; }
-  // How often read_index and write_index were published. What is read from the incoming ring or written to
-  // the outgoing one now is the guest's business when this is one more.
   [[nodiscard]] bool recovered() const { return config_.recovered; }
-  [[nodiscard]] std::uint64_t releases() const { return record_.releases; }
-  [[nodiscard]] std::uint64_t commits() const { return record_.commits; }
-  // In place of OutgoingRing::arm_space(): publishes in an order that recovery relies on.
-  [[nodiscard]] Result<bool> arm_space(std::uint32_t bytes);
-  // From service(): what the region says is behind what the guest is told until this service()'s answers are
-  // published. A process that dies in between cannot be followed.
+  [[nodiscard]] const PublicationCounts& publications() const { return record_.counts; }
+  // From the guest of a channel that is taken up; nullptr where it has lent none of that id.
+  [[nodiscard]] std::shared_ptr<const vmbus::Gpadl> recovered_gpadl(std::uint32_t id) const;
+  // What the region says is behind what the guest is told, until a turn has ended whose record_change() is
+  // true. A process that dies in between cannot be followed.
   void begin_change();
 
   [[nodiscard]] IoCounters& io_counters() { return io_counters_; }
@@ -186,16 +194,29 @@ class Channel final : public io::Pollable {
   };
 
   // The begin of the region. Written by the channel's worker, read by the one that comes after its death, so
-  // that the order in the program is all that matters. A count is raised behind its index in guest memory and
-  // before its index here: an index that differs from the guest's is a publication that was not counted.
+  // that the order in the program is all that matters. A turn is published in these steps:
+  //
+  //   next_read_index, next_write_index here
+  //   read_index in guest memory    releases, then read_index here
+  //   write_index in guest memory   commits, then write_index here
+  //
+  // So an index that differs from the guest's is a publication that was not counted; and where read_index is
+  // what it was to be and write_index is not, all the packets up to there are written and are to be
+  // published.
   struct Record {
-    std::uint64_t releases;
-    std::uint64_t commits;
+    PublicationCounts counts;
     std::uint32_t read_index;   // of the incoming ring
     std::uint32_t write_index;  // of the outgoing ring
+    std::uint32_t next_read_index;
+    std::uint32_t next_write_index;
   };
+  static_assert(sizeof(Record) <= kRecordBytes);
 
-  void take_up_record();
+  // ring::OutgoingRing::Publisher
+  void before_publishing() override;
+  void published() override;
+
+  [[nodiscard]] Result<void> take_up_record();
   [[nodiscard]] bool release_incoming();
   void count_commit();
   void end_change();

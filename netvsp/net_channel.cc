@@ -21,6 +21,8 @@ NetChannel::~NetChannel() = default;
 void NetChannel::start(devices::Channel& channel) {
   channel_ = &channel;
   anchor_ = std::make_shared<ChannelAnchor>(ChannelAnchor{&channel.worker(), this});
+  record_ = reinterpret_cast<NetRecord*>(channel.region().data());
+  transmitter_.start(record_->transmit, channel.publications(), channel.recovered());
   bool all_there = false;
   std::shared_ptr<ChannelAnchor> primary;
   {
@@ -35,7 +37,7 @@ void NetChannel::start(devices::Channel& channel) {
   // Behind the registration, so that no new descriptor is missed.
   queue_.attach(*this, channel.worker());
   if (index_ == 0) return;
-  Result<void> taken = take_receive_buffer();
+  Result<void> taken = take_receive_buffer(channel.recovered());
   if (taken) taken = take_send_buffer();
   if (!taken) broken_ = taken.error();
   if (all_there) {
@@ -43,6 +45,12 @@ void NetChannel::start(devices::Channel& channel) {
       if (primary->channel != nullptr) primary->channel->wake();
     });
   }
+}
+
+// A sub-channel has in start() done all there is to do, as its primary was there before.
+Result<void> NetChannel::recover() {
+  if (broken_) return tl::unexpected(*broken_);
+  return {};
 }
 
 void NetChannel::stop() {
@@ -87,7 +95,7 @@ void NetChannel::refresh_queue() {
   wake();
 }
 
-Result<void> NetChannel::take_receive_buffer() {
+Result<void> NetChannel::take_receive_buffer(bool taken_up) {
   std::shared_ptr<const vmbus::Gpadl> gpadl;
   ReceiveLayout layout;
   std::uint32_t shares = 1;
@@ -104,7 +112,13 @@ Result<void> NetChannel::take_receive_buffer() {
   if (gpadl == nullptr || index_ >= shares) return {};
   VMBUSD_TRY(devices::GpadlView view, devices::GpadlView::make(channel_->memory(), *gpadl));
   const std::uint32_t share = layout.sub_allocations / shares;
-  return receiver_.open(BufferMap(std::move(view)), layout, index_ * share, share, id, large);
+  const std::span<std::byte> region = channel_->region();
+  constexpr std::size_t kRecordsMax = kReceiveBufferSizeMax / kSubAllocationSizeMin;
+  static_assert(sizeof(NetRecord) + kRecordsMax * sizeof(ReceiveRecord) <=
+                devices::RecoveryRegion::kBytes - devices::Channel::kRecordBytes);
+  auto* const records = reinterpret_cast<ReceiveRecord*>(region.data() + sizeof(NetRecord));
+  return receiver_.open(BufferMap(std::move(view)), layout, index_ * share, share, id, large,
+                        {{records, share}, &channel_->publications(), taken_up});
 }
 
 Result<void> NetChannel::take_send_buffer() {
@@ -177,13 +191,15 @@ Result<bool> NetChannel::service(std::uint32_t budget) {
   const std::uint32_t receive_budget = budget;
   const bool receiving = receive_open() && opening_->filter.load(std::memory_order_relaxed) != 0;
   bool worked = false;
+  transmitter_.published();
+  receiver_.published();
+  if (receive_open()) receiver_.replenish();
   VMBUSD_TRY(bool room, write_owed());
   VMBUSD_TRY(const Stall stall, read_ring(budget, receiving, worked));
   queue_.flush();
 
   bool more = stall == Stall::kRetry;
   if (receive_open()) {
-    receiver_.replenish();
     // Messages first: data must not keep them out.
     VMBUSD_TRY(room, write_messages());
     if (room) {
@@ -276,7 +292,9 @@ Result<NetChannel::Stall> NetChannel::read_ring(std::uint32_t& budget, bool rece
           return Stall::kMedium;
       }
     }
-    if (dropping_send_ || !transmitter_.can_begin()) return Stall::kInFlight;
+    if (dropping_send_ || !transmitter_.can_begin()) {
+      return transmitter_.has_answered() ? Stall::kRetry : Stall::kInFlight;
+    }
     if (budget == 0) return Stall::kRetry;
     VMBUSD_TRY(const ring::Packet* const packet, channel_->incoming().next());
     if (!packet) return Stall::kNone;
@@ -301,6 +319,7 @@ Result<void> NetChannel::owe(const ring::Packet& packet, const NvspCompletion& c
 }
 
 Result<void> NetChannel::owe(std::uint64_t transaction_id, const NvspCompletion& completion) {
+  channel_->begin_change();
   if (owed_count_ == kOwedMax) {
     VMBUSD_CHECK(write_owed());
     if (owed_count_ == kOwedMax) return fail(Errc::kLimit, "guest takes no completions");

@@ -48,6 +48,8 @@ class NetChannel : public devices::ChannelHandler, private QueueUser {
 
   void start(devices::Channel& channel) override;
   Result<bool> service(std::uint32_t budget) override;
+  Result<void> recover() override;
+  bool record_change() override { return owed_count_ == 0; }
   void stop() override;
   void pause() override;
   void resume() override;
@@ -77,7 +79,8 @@ class NetChannel : public devices::ChannelHandler, private QueueUser {
   [[nodiscard]] Result<void> owe(const ring::Packet& packet, const NvspCompletion& completion);
   [[nodiscard]] Result<void> owe(std::uint64_t transaction_id, const NvspCompletion& completion);
   // Takes up the buffers that Opening names. Errc::kBadGpadl where they are not (any more) in guest memory.
-  [[nodiscard]] Result<void> take_receive_buffer();
+  // `taken_up`: another worker process was here before; see Receiver::Records.
+  [[nodiscard]] Result<void> take_receive_buffer(bool taken_up);
   [[nodiscard]] Result<void> take_send_buffer();
 
   [[nodiscard]] devices::Channel& channel() { return *channel_; }
@@ -85,6 +88,7 @@ class NetChannel : public devices::ChannelHandler, private QueueUser {
   [[nodiscard]] Opening& opening() { return *opening_; }
   [[nodiscard]] const std::shared_ptr<ChannelAnchor>& anchor() const { return anchor_; }
   [[nodiscard]] Receiver& receiver() { return receiver_; }
+  [[nodiscard]] NetRecord& record() { return *record_; }
   [[nodiscard]] BackendQueue& queue() { return queue_; }
   [[nodiscard]] const BufferMap* send_sections() const { return send_buffer_ ? &*send_buffer_ : nullptr; }
   [[nodiscard]] bool stopped() const { return stopped_; }
@@ -124,6 +128,7 @@ class NetChannel : public devices::ChannelHandler, private QueueUser {
   PublishedCounters& published_;
   devices::Channel* channel_ = nullptr;
   std::shared_ptr<ChannelAnchor> anchor_;
+  NetRecord* record_ = nullptr;  // at the begin of the channel's region
   QueueCounters counters_;
   Transmitter transmitter_{counters_};
   Receiver receiver_{counters_};

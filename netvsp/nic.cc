@@ -59,6 +59,8 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
     return std::make_unique<NetChannel>(static_cast<NicServices&>(*this), opening_, sub_channel_index);
   }
 
+  bool can_be_taken_up() const override { return true; }
+
   void reset() override {
     const std::lock_guard lock(mutex_);
     opening_.reset();

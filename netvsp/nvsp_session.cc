@@ -35,7 +35,7 @@ ReceiveLayout lay_out_receive_buffer(std::uint64_t buffer_size, std::uint32_t mt
   const std::uint32_t needed = kReceiveFrameOffset + kEthernetHeaderSize + kVlanTagSize + mtu + kReceiveTail;
   // A divisor or multiple of the page: then a sub-allocation touches as few pages as can be, and each has its
   // own host address.
-  const std::uint32_t size = needed <= kPageSize ? std::max(2048u, std::bit_ceil(needed))
+  const std::uint32_t size = needed <= kPageSize ? std::max(kSubAllocationSizeMin, std::bit_ceil(needed))
                                                  : (needed + kPageSize - 1) / kPageSize * kPageSize;
   return {size, static_cast<std::uint32_t>(std::min(buffer_size, kReceiveBufferSizeMax) / size)};
 }
@@ -209,6 +209,41 @@ void NvspSession::sub_channels(std::span<const std::byte> message, NvspOutcome& 
     }
   }
   outcome.completion = padded(done);
+}
+
+void NvspSession::save(NicRecord& record) const {
+  record.nvsp_version = negotiated_ ? static_cast<std::uint32_t>(state_.nvsp_version) : 0;
+  record.mtu = state_.mtu;
+  record.offloads_supported = state_.offloads_supported;
+  record.receive_buffer_id = receive_buffer_id_;
+  record.sub_channels = sub_channels_;
+  record.vlan = vlan_ ? 1 : 0;
+  record.receives = receive_ == Buffer::kReady ? 1 : 0;
+  record.sends = send_ == Buffer::kReady ? 1 : 0;
+}
+
+Result<void> NvspSession::restore(const NicRecord& record) {
+  const NvspVersion version{record.nvsp_version};
+  if (std::find(std::begin(kVersions), std::end(kVersions), version) == std::end(kVersions)) {
+    return fail(Errc::kProtocol, "a NIC's session of no NVSP version");
+  }
+  if (record.mtu < std::min(kMtuMin, limits_.mtu) || record.mtu > limits_.mtu ||
+      (record.offloads_supported & ~limits_.offloads) != 0) {
+    return fail(Errc::kProtocol, "a NIC's session with more than the NIC has");
+  }
+  if (record.sub_channels >= state_.queues || (record.sub_channels != 0 && version < NvspVersion::k5)) {
+    return fail(Errc::kProtocol, "a NIC's session with more channels than the NIC has");
+  }
+  negotiated_ = true;
+  state_.nvsp_version = version;
+  state_.mtu = record.mtu;
+  state_.offloads_supported = record.offloads_supported;
+  receive_buffer_id_ = record.receive_buffer_id;
+  sub_channels_ = record.sub_channels;
+  vlan_ = record.vlan != 0;
+  receive_ = record.receives != 0 ? Buffer::kReady : Buffer::kNone;
+  send_ = record.sends != 0 ? Buffer::kReady : Buffer::kNone;
+  return {};
 }
 
 NvspCompletion rndis_packet_complete(NvspStatus status) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 
+#include "netvsp/net_record.h"
 #include "netvsp/nic_state.h"
 #include "netvsp/nvsp.h"
 
@@ -22,6 +23,7 @@ struct ReceiveLayout {
 // for one.
 [[nodiscard]] ReceiveLayout lay_out_receive_buffer(std::uint64_t buffer_size, std::uint32_t mtu);
 
+inline constexpr std::uint32_t kSubAllocationSizeMin = 2048;
 // What Hyper-V says; any multiple of 8 would do.
 inline constexpr std::uint32_t kSendSectionSize = 6144;
 // Linux asks for 16 MiB by default and 31 MiB at most, DPDK for 31 MiB. [reference: netvsp 2.3]
@@ -73,6 +75,11 @@ class NvspSession {
   // The GPADL is going away without a revoke.
   void receive_buffer_lost() { receive_ = Buffer::kNone; }
   void send_buffer_lost() { send_ = Buffer::kNone; }
+
+  // What another worker process has negotiated, from its record to the next one's. Nothing may be pending.
+  // restore(): its part of `state` too; Errc::kProtocol where this NIC cannot have come to that.
+  void save(NicRecord& record) const;
+  [[nodiscard]] Result<void> restore(const NicRecord& record);
 
   [[nodiscard]] bool negotiated() const { return negotiated_; }
   [[nodiscard]] bool vlan() const { return vlan_; }  // the guest takes 802.1Q infos

@@ -27,6 +27,78 @@ void PrimaryChannel::start(devices::Channel& new_channel) {
   publish();
 }
 
+// Recovery.
+
+Result<void> PrimaryChannel::recover() {
+  VMBUSD_CHECK(NetChannel::recover());
+  // The guest may not have begun to speak.
+  const NicRecord seen = record().nic;
+  if (seen.nvsp_version != 0) VMBUSD_CHECK(restore(seen));
+  publish();
+  nic().set_rss(state_.rss);
+  link_changed();
+  return {};
+}
+
+Result<void> PrimaryChannel::restore(const NicRecord& seen) {
+  VMBUSD_CHECK(session_.restore(seen));
+  if (!seen.mac.valid_unicast() || (state_.mac_fixed && seen.mac != state_.permanent_mac) ||
+      (seen.offloads_enabled & ~state_.offloads_supported) != 0) {
+    return fail(Errc::kProtocol, "a NIC's session with settings that cannot be");
+  }
+  state_.mac = seen.mac;
+  state_.packet_filter = seen.packet_filter;
+  state_.offloads_enabled = seen.offloads_enabled;
+  state_.initialized = seen.initialized != 0;
+  link_told_ = seen.link_told != 0;
+  if (seen.rss_entries > seen.rss_table.size()) return fail(Errc::kProtocol, "an RSS table that cannot be");
+  state_.rss = {seen.rss_enabled != 0, seen.rss_hash_info, seen.rss_entries, seen.rss_key, seen.rss_table};
+  for (std::uint32_t i = 0; i < seen.rss_entries; ++i) {
+    if (seen.rss_table[i] >= channels_max_) return fail(Errc::kProtocol, "an RSS table that cannot be");
+  }
+  {
+    const std::lock_guard lock(opening().mutex);
+    opening().sub_channels_granted = seen.sub_channels;
+  }
+  awaiting_sub_channels_ = seen.awaits_sub_channels != 0;
+  if (seen.receives != 0) {
+    VMBUSD_CHECK(take_receive_gpadl(channel().recovered_gpadl(seen.receive_gpadl), true));
+    const std::lock_guard lock(opening().mutex);
+    queue().set_large_receive(opening().large_receive);
+  }
+  if (seen.sends != 0) VMBUSD_CHECK(take_send_gpadl(channel().recovered_gpadl(seen.send_gpadl)));
+  return {};
+}
+
+bool PrimaryChannel::record_change() {
+  const bool over = NetChannel::record_change() && outbound_count_ == 0 && !receive_lookup_.pending &&
+                    !send_lookup_.pending && sub_channels_to_offer_ == 0;
+  if (over) save();
+  return over;
+}
+
+void PrimaryChannel::save() {
+  NicRecord now{};
+  session_.save(now);
+  now.mac = state_.mac;
+  now.packet_filter = state_.packet_filter;
+  now.offloads_enabled = state_.offloads_enabled;
+  now.initialized = state_.initialized ? 1 : 0;
+  now.link_told = link_told_ ? 1 : 0;
+  now.awaits_sub_channels = awaiting_sub_channels_ ? 1 : 0;
+  now.rss_enabled = state_.rss.enabled ? 1 : 0;
+  now.rss_hash_info = state_.rss.hash_info;
+  now.rss_entries = state_.rss.entries;
+  now.rss_key = state_.rss.key;
+  now.rss_table = state_.rss.table;
+  {
+    const std::lock_guard lock(opening().mutex);
+    if (opening().receive_gpadl != nullptr) now.receive_gpadl = opening().receive_gpadl->id;
+    if (opening().send_gpadl != nullptr) now.send_gpadl = opening().send_gpadl->id;
+  }
+  record().nic = now;
+}
+
 void PrimaryChannel::stop() {
   channel().worker().disarm(link_timer_);
   // The pages are ours until stop() has ended on this channel, so the others must let go of them before.
@@ -45,6 +117,7 @@ Result<bool> PrimaryChannel::service(std::uint32_t budget) {
 // NVSP.
 
 Result<void> PrimaryChannel::handle_message(const ring::Packet& packet, std::span<const std::byte> message) {
+  channel().begin_change();
   const NvspOutcome outcome = session_.handle(message);
   switch (outcome.action) {
     case NvspOutcome::Action::kData:  // dispatched before it comes here
@@ -84,6 +157,7 @@ void PrimaryChannel::send_indirection() {
   }
   Outbound* const message = next_outbound();
   if (message == nullptr) return;
+  channel().begin_change();
   awaiting_sub_channels_ = false;
   message->rndis = false;
   const NvspSendIndirectionTable table = make_send_indirection(static_cast<std::uint32_t>(channels));
@@ -113,31 +187,46 @@ void PrimaryChannel::find_buffer(const ring::Packet& packet, std::uint32_t gpadl
   });
 }
 
+Result<void> PrimaryChannel::take_receive_gpadl(const std::shared_ptr<const vmbus::Gpadl>& gpadl,
+                                                bool taken_up) {
+  if (gpadl == nullptr) return fail(Errc::kBadGpadl, "GPADL is unknown");
+  if (receive_open() || receiver().is_open()) return fail(Errc::kWrongState, "the old buffer is in use");
+  VMBUSD_TRY(const devices::GpadlView view, devices::GpadlView::make(channel().memory(), *gpadl));
+  const ReceiveLayout layout = lay_out_receive_buffer(view.size(), state_.mtu);
+  {
+    const std::lock_guard lock(opening().mutex);
+    Opening& shared = opening();
+    shared.receive_gpadl = gpadl;
+    shared.receive_layout = layout;
+    shared.receive_buffer_id = session_.receive_buffer_id();
+    // Sub-channels come with version 5. A small buffer (iPXE's) is the primary's alone.
+    constexpr std::uint32_t kShareMin = 64;
+    shared.receive_shares = state_.nvsp_version >= NvspVersion::k5
+                                ? std::clamp(layout.sub_allocations / kShareMin, 1u, channels_max_)
+                                : 1;
+    shared.large_receive = config_.large_receive &&
+                           Receiver::large_frames(layout, layout.sub_allocations / shared.receive_shares);
+    // A channel without a share would leave what the back end steers to its queue unread.
+    state_.queues = shared.receive_shares;
+  }
+  return take_receive_buffer(taken_up);
+}
+
+Result<std::uint64_t> PrimaryChannel::take_send_gpadl(const std::shared_ptr<const vmbus::Gpadl>& gpadl) {
+  if (gpadl == nullptr) return fail(Errc::kBadGpadl, "GPADL is unknown");
+  if (send_sections() != nullptr) return fail(Errc::kWrongState, "the old buffer is in use");
+  VMBUSD_TRY(const devices::GpadlView view, devices::GpadlView::make(channel().memory(), *gpadl));
+  if (view.size() > kSendBufferSizeMax) return fail(Errc::kLimit, "buffer is too large");
+  {
+    const std::lock_guard lock(opening().mutex);
+    opening().send_gpadl = gpadl;
+  }
+  VMBUSD_CHECK(take_send_buffer());
+  return view.size();
+}
+
 void PrimaryChannel::receive_buffer_found(std::shared_ptr<const vmbus::Gpadl> gpadl) {
-  const auto take = [&]() -> Result<void> {
-    if (gpadl == nullptr) return fail(Errc::kBadGpadl, "GPADL is unknown");
-    if (receive_open() || receiver().is_open()) return fail(Errc::kWrongState, "the old buffer is in use");
-    VMBUSD_TRY(const devices::GpadlView view, devices::GpadlView::make(channel().memory(), *gpadl));
-    const ReceiveLayout layout = lay_out_receive_buffer(view.size(), state_.mtu);
-    {
-      const std::lock_guard lock(opening().mutex);
-      Opening& shared = opening();
-      shared.receive_gpadl = gpadl;
-      shared.receive_layout = layout;
-      shared.receive_buffer_id = session_.receive_buffer_id();
-      // Sub-channels come with version 5. A small buffer (iPXE's) is the primary's alone.
-      constexpr std::uint32_t kShareMin = 64;
-      shared.receive_shares = state_.nvsp_version >= NvspVersion::k5
-                                  ? std::clamp(layout.sub_allocations / kShareMin, 1u, channels_max_)
-                                  : 1;
-      shared.large_receive = config_.large_receive &&
-                             Receiver::large_frames(layout, layout.sub_allocations / shared.receive_shares);
-      // A channel without a share would leave what the back end steers to its queue unread.
-      state_.queues = shared.receive_shares;
-    }
-    return take_receive_buffer();
-  };
-  const Result<void> taken = take();
+  const Result<void> taken = take_receive_gpadl(gpadl, false);
   std::uint64_t size = 0;
   if (taken) {
     const std::lock_guard lock(opening().mutex);
@@ -155,19 +244,7 @@ void PrimaryChannel::receive_buffer_found(std::shared_ptr<const vmbus::Gpadl> gp
 }
 
 void PrimaryChannel::send_buffer_found(std::shared_ptr<const vmbus::Gpadl> gpadl) {
-  const auto take = [&]() -> Result<std::uint64_t> {
-    if (gpadl == nullptr) return fail(Errc::kBadGpadl, "GPADL is unknown");
-    if (send_sections() != nullptr) return fail(Errc::kWrongState, "the old buffer is in use");
-    VMBUSD_TRY(const devices::GpadlView view, devices::GpadlView::make(channel().memory(), *gpadl));
-    if (view.size() > kSendBufferSizeMax) return fail(Errc::kLimit, "buffer is too large");
-    {
-      const std::lock_guard lock(opening().mutex);
-      opening().send_gpadl = gpadl;
-    }
-    VMBUSD_CHECK(take_send_buffer());
-    return view.size();
-  };
-  const Result<std::uint64_t> size = take();
+  const Result<std::uint64_t> size = take_send_gpadl(gpadl);
   if (!size) {
     channel().log().guest("send buffer is refused: {}", size.error().text);
     const std::lock_guard lock(opening().mutex);
@@ -196,6 +273,7 @@ void PrimaryChannel::release_gpadl(std::uint32_t gpadl, std::function<void()> do
   // Also where a revoke has dropped it already: that may still be under way.
   if (receive) session_.receive_buffer_lost();
   if (send) session_.send_buffer_lost();
+  save();  // before the guest can be told that the GPADL is gone
   drop_everywhere(receive, send, std::move(done));
 }
 
@@ -314,6 +392,7 @@ void PrimaryChannel::link_changed() {
     channel().worker().arm(link_timer_, link_told_at_ + kLinkChangeInterval);
     return;
   }
+  channel().begin_change();
   link_told_ = state_.link_up;
   link_told_at_ = now;
   indicate(link_told_ ? RndisStatus::kMediaConnect : RndisStatus::kMediaDisconnect, {});

@@ -30,6 +30,8 @@ class PrimaryChannel final : public NetChannel {
 
   void start(devices::Channel& channel) override;
   Result<bool> service(std::uint32_t budget) override;
+  Result<void> recover() override;
+  bool record_change() override;
   void stop() override;
   void release_gpadl(std::uint32_t gpadl, std::function<void()> done) override;
 
@@ -72,6 +74,13 @@ class PrimaryChannel final : public NetChannel {
   void act_on(const ControlOutcome& outcome);
   void publish();
   void wake_all();
+  // What other worker processes are to know of the session.
+  void save();
+  [[nodiscard]] Result<void> restore(const NicRecord& seen);
+  // Lays the receive buffer out for this NIC and its channels.
+  [[nodiscard]] Result<void> take_receive_gpadl(const std::shared_ptr<const vmbus::Gpadl>& gpadl,
+                                                bool taken_up);
+  [[nodiscard]] Result<std::uint64_t> take_send_gpadl(const std::shared_ptr<const vmbus::Gpadl>& gpadl);
   void find_buffer(const ring::Packet& packet, std::uint32_t gpadl, bool receive);
   void receive_buffer_found(std::shared_ptr<const vmbus::Gpadl> gpadl);
   void send_buffer_found(std::shared_ptr<const vmbus::Gpadl> gpadl);

@@ -51,7 +51,7 @@ bool Receiver::large_frames(const ReceiveLayout& layout, std::uint32_t count) {
 }
 
 Result<void> Receiver::open(BufferMap map, const ReceiveLayout& layout, std::uint32_t first,
-                            std::uint32_t count, std::uint16_t set_id, bool large) {
+                            std::uint32_t count, std::uint16_t set_id, bool large, const Records& records) {
   VMBUSD_ASSERT(!is_open_ && lent_ == 0);
   VMBUSD_ASSERT(std::uint64_t{first + count} * layout.sub_allocation_size <= map.size());
   layout_ = layout;
@@ -63,10 +63,11 @@ Result<void> Receiver::open(BufferMap map, const ReceiveLayout& layout, std::uin
   VMBUSD_CHECK(take_map(std::move(map)));
 
   reserve_ = std::min(kControlReserve + (large ? kSegmentReserve : 0), count / 4);
-  free_.clear();
-  free_.reserve(count);
-  for (std::uint32_t slot = first + count; slot > first; --slot) free_.push_back(slot - 1);
-  with_guest_.assign(count, Lent{});
+  with_guest_ = records.records.first(count);
+  publications_ = records.publications;
+  given_back_.clear();
+  given_back_.reserve(devices::Channel::kServiceBudget);
+  VMBUSD_CHECK(find_free(records.taken_up));
   extension_.header = {set_id, 0, 0, 0};
   batched_ = 0;
 
@@ -76,6 +77,31 @@ Result<void> Receiver::open(BufferMap map, const ReceiveLayout& layout, std::uin
   if (large) staging_ = std::make_unique<std::byte[]>(kLargeFrameMax);
   is_open_ = true;
   for (std::uint32_t i = 0; i < buffer_count_; ++i) settle(buffers_[i]);
+  return {};
+}
+
+// All that the guest does not have.
+Result<void> Receiver::find_free(bool taken_up) {
+  std::vector<bool> taken(count_);
+  for (std::uint32_t first = 0; first < count_; ++first) {
+    ReceiveRecord& record = with_guest_[first];
+    if (!taken_up || !record.with_guest(*publications_)) {
+      record.count = 0;
+      continue;
+    }
+    record.given_back = ReceiveRecord::kNever;  // it will be read again
+    std::uint32_t slot = first;
+    for (std::uint32_t left = record.count; left != 0; --left) {
+      if (slot >= count_ || taken[slot]) return fail(Errc::kProtocol, "a received packet that cannot be");
+      taken[slot] = true;
+      slot = with_guest_[slot].next - first_;
+    }
+  }
+  free_.clear();
+  free_.reserve(count_);
+  for (std::uint32_t slot = count_; slot > 0; --slot) {
+    if (!taken[slot - 1]) free_.push_back(first_ + slot - 1);
+  }
   return {};
 }
 
@@ -121,6 +147,8 @@ void Receiver::close() {
   buffers_.reset();
   staging_.reset();
   map_ = BufferMap();
+  for (ReceiveRecord& record : with_guest_) record.count = 0;
+  given_back_.clear();
   count_ = 0;
   batched_ = 0;
 }
@@ -217,11 +245,21 @@ void Receiver::completed(std::uint64_t transaction_id) {
   // hn_rx_buf_init]
   const std::uint64_t index = transaction_id - first_;
   if (index >= count_) return;
-  std::uint32_t left = std::exchange(with_guest_[index].count, 0);
-  for (auto slot = static_cast<std::uint32_t>(transaction_id); left != 0; --left) {
-    free_.push_back(slot);
-    slot = with_guest_[slot - first_].next;
+  ReceiveRecord& record = with_guest_[index];
+  if (record.count == 0 || record.given_back != ReceiveRecord::kNever) return;
+  record.given_back = publications_->releases + 1;
+  given_back_.push_back(static_cast<std::uint32_t>(transaction_id));
+}
+
+void Receiver::published() {
+  for (const std::uint32_t first : given_back_) {
+    std::uint32_t left = std::exchange(with_guest_[first - first_].count, 0);
+    for (std::uint32_t slot = first; left != 0; --left) {
+      free_.push_back(slot);
+      slot = with_guest_[slot - first_].next;
+    }
   }
+  given_back_.clear();
 }
 
 [[gnu::always_inline]] inline void Receiver::batch(std::uint32_t slot, std::uint32_t message_length) {
@@ -255,7 +293,7 @@ Result<bool> Receiver::flush(ring::OutgoingRing& ring, NvspChannelType type) {
     VMBUSD_TRY(written, ring.write(packet));
     if (!written) return false;
   }
-  with_guest_[batch_first_ - first_].count = batched_;
+  with_guest_[batch_first_ - first_].lend(publications_->commits + 1, batched_);
   batched_ = 0;
   ++counters_.rx_transfer_packets;
   return true;

@@ -13,6 +13,7 @@
 #include "netvsp/backend.h"
 #include "netvsp/buffer_map.h"
 #include "netvsp/counters.h"
+#include "netvsp/net_record.h"
 #include "netvsp/nvsp_session.h"
 #include "netvsp/offload.h"
 #include "ringbuffer/outgoing_ring.h"
@@ -23,7 +24,10 @@ namespace vmbusd::netvsp {
 //
 //   free --> slot of an empty buffer --> (queue fills it) --> slot of a filled buffer
 //    ^                                                              | deliver()
-//    +--- completed() <--- with the guest, in a packet <------------+
+//    +- published() <- given back <- completed() <- with the guest, in a packet
+//
+// What was given back stays as it is until the guest can see that we have read so: another worker process
+// would read it again.
 //
 // A control message takes a free one for itself. What the guest never gives back is missing, so a guest can
 // starve itself only. Each channel has a share of its own: no lock. On the channel's worker.
@@ -40,10 +44,19 @@ class Receiver {
 
   explicit Receiver(QueueCounters& counters) : counters_(counters) {}
 
+  // Where it is recorded what the guest has, for another worker process too. Outlives the receiver.
+  struct Records {
+    std::span<ReceiveRecord> records;  // at least `count`
+    const devices::PublicationCounts* publications = nullptr;
+    bool taken_up = false;  // they are another worker process's: the guest has what they say
+  };
+
   // Takes up sub-allocations first..first + count - 1 of the buffer. `large`: the back end gives TCP packets
-  // of up to 64 KiB; see large_frames(). Errc::kBadGpadl where the buffer lies in crumbs.
+  // of up to 64 KiB; see large_frames(). Errc::kBadGpadl where the buffer lies in crumbs, kProtocol where the
+  // records cannot be.
   [[nodiscard]] Result<void> open(BufferMap map, const ReceiveLayout& layout, std::uint32_t first,
-                                  std::uint32_t count, std::uint16_t set_id, bool large);
+                                  std::uint32_t count, std::uint16_t set_id, bool large,
+                                  const Records& records);
   // Guest memory has changed: the same buffer at other host addresses. idle() only.
   [[nodiscard]] Result<void> rebind(BufferMap map);
   // Gives it up: what is delivered stays with the guest. idle() only.
@@ -67,6 +80,8 @@ class Receiver {
   [[nodiscard]] Result<bool> deliver_control(ring::OutgoingRing& ring, std::span<const std::byte> message);
   // The guest completed the packet. An id that is not outstanding is ignored.
   void completed(std::uint64_t transaction_id);
+  // What was read and written before is published now. Between two turns.
+  void published();
   // Gives completed sub-allocations to buffers that lack some.
   void replenish();
 
@@ -81,12 +96,6 @@ class Receiver {
   // For segments of a large packet, beside those that it frees itself.
   static constexpr std::uint32_t kSegmentReserve = 160;
 
-  // Of a sub-allocation that is with the guest.
-  struct Lent {
-    std::uint32_t next = 0;   // in the same packet
-    std::uint32_t count = 0;  // of the packet, at its first; 0: not the first of an outstanding packet
-  };
-
   // The frame of a filled buffer as it will be delivered.
   struct Frame {
     ReceiveBuffer* buffer;
@@ -100,6 +109,7 @@ class Receiver {
   };
 
   [[nodiscard]] Result<void> take_map(BufferMap map);
+  [[nodiscard]] Result<void> find_free(bool taken_up);
   void add_slot(ReceiveBuffer& buffer, std::uint32_t slot);
   void rebuild_pieces(ReceiveBuffer& buffer);
   void refill(ReceiveBuffer& buffer);
@@ -138,7 +148,9 @@ class Receiver {
   std::vector<std::byte*> hosts_;   // where it is, by sub-allocation from first_ on; single_ only
   std::uint32_t lent_ = 0;          // buffers with a queue
   std::vector<std::uint32_t> free_;
-  std::vector<Lent> with_guest_;  // by sub-allocation, from first_ on
+  std::span<ReceiveRecord> with_guest_;  // by sub-allocation, from first_ on
+  const devices::PublicationCounts* publications_ = nullptr;
+  std::vector<std::uint32_t> given_back_;  // firsts of packets
   std::uint32_t buffer_count_ = 0;
   std::unique_ptr<ReceiveBuffer[]> buffers_;
   BufferList ready_;

@@ -100,15 +100,32 @@ void AnnouncedBytes::advance(std::uint64_t size) {
 Transmitter::Transmitter(QueueCounters& counters)
     : counters_(counters),
       frames_(std::make_unique<TransmitFrame[]>(kFrames)),
-      packets_(std::make_unique<TransmitPacket[]>(kPackets)) {
+      packets_(std::make_unique<TransmitPacket[]>(kTransmitPackets)) {
   for (std::uint32_t i = 0; i < kFrames; ++i) free_frames_.push_back(frames_[i]);
-  for (std::uint32_t i = 0; i < kPackets; ++i) free_packets_.push_back(packets_[i]);
+}
+
+void Transmitter::start(std::span<TransmitRecord, kTransmitPackets> records,
+                        const devices::PublicationCounts& publications, bool taken_up) {
+  publications_ = &publications;
+  for (std::size_t i = 0; i < records.size(); ++i) {
+    TransmitPacket& packet = packets_[i];
+    packet.record = &records[i];
+    if (taken_up && packet.record->owed(publications)) {
+      packet.wants_completion = true;
+      finished_.push_back(packet);
+    } else {
+      packet.record->mark(TransmitRecord::kFree);
+      free_packets_.push_back(packet);
+    }
+  }
 }
 
 TransmitPacket& Transmitter::take_packet(const ring::Packet& packet) {
   TransmitPacket& taken = free_packets_.front();
   free_packets_.pop_front();
-  taken.transaction_id = packet.transaction_id;
+  taken.record->transaction_id = packet.transaction_id;
+  taken.record->taken = publications_->releases + 1;
+  taken.record->mark(TransmitRecord::kOwed);
   taken.frames = 0;
   taken.wants_completion = packet.completion_requested();
   taken.unpacked = false;
@@ -415,20 +432,23 @@ void Transmitter::abandon() {
 }
 
 void Transmitter::retire(TransmitPacket& packet) {
-  (packet.wants_completion ? finished_ : free_packets_).push_back(packet);
+  if (packet.wants_completion) return finished_.push_back(packet);
+  packet.record->mark(TransmitRecord::kFree);
+  free_packets_.push_back(packet);
 }
 
 Result<bool> Transmitter::complete(ring::OutgoingRing& ring) {
   while (!finished_.empty()) {
     TransmitPacket& packet = finished_.front();
-    VMBUSD_TRY(const bool written, write_completion(ring, packet.transaction_id, packet.status));
+    VMBUSD_TRY(const bool written, write_completion(ring, packet.record->transaction_id, packet.status));
     if (!written) {
       VMBUSD_TRY(const bool waiting, ring.arm_space(ring::OutgoingRing::packet_size(0, sizeof(Completion))));
       if (waiting) return false;
       continue;
     }
+    packet.record->mark(publications_->commits + 1);
     finished_.pop_front();
-    free_packets_.push_front(packet);
+    answered_.push_front(packet);
   }
   return true;
 }

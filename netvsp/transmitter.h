@@ -11,6 +11,7 @@
 #include "netvsp/backend.h"
 #include "netvsp/buffer_map.h"
 #include "netvsp/counters.h"
+#include "netvsp/net_record.h"
 #include "netvsp/nvsp_session.h"
 #include "partition/guest_memory.h"
 #include "ringbuffer/gpa_direct.h"
@@ -22,8 +23,8 @@ namespace vmbusd::netvsp {
 // A packet of the ring whose completion is owed. Pool: Transmitter.
 struct TransmitPacket {
   ListHook hook;
-  std::uint64_t transaction_id = 0;
-  std::uint32_t frames = 0;  // with the queue
+  TransmitRecord* record = nullptr;  // its transaction id, for another worker process too
+  std::uint32_t frames = 0;          // with the queue
   bool wants_completion = false;
   bool unpacked = false;  // all its frames were handed over
   NvspStatus status = NvspStatus::kSuccess;
@@ -83,8 +84,17 @@ class Transmitter {
 
   explicit Transmitter(QueueCounters& counters);
 
+  // Once, before all else. `records` and `publications` are the channel's and outlive this. `taken_up`: they
+  // are another worker process's; what it owed is owed now, the frames themselves are lost.
+  void start(std::span<TransmitRecord, kTransmitPackets> records,
+             const devices::PublicationCounts& publications, bool taken_up);
+  // What was written to the ring before is the guest's now. Between two turns.
+  void published() { free_packets_.splice(free_packets_.begin(), answered_); }
+
   // Whether begin() may be called: nothing is half unpacked, and there is a packet to be had.
   [[nodiscard]] bool can_begin() const { return current_ == nullptr && !free_packets_.empty(); }
+  // Packets become free when the turn is over.
+  [[nodiscard]] bool has_answered() const { return !answered_.empty(); }
   // Takes on a data packet of the ring.
   [[nodiscard]] Result<void> begin(const ring::IncomingRing& ring, const ring::Packet& packet,
                                    const NvspSendRndisPacket& rndis, const BufferMap* send_buffer,
@@ -113,8 +123,6 @@ class Transmitter {
                bi::constant_time_size<false>>;
   // What one turn may have in flight: two service budgets.
   static constexpr std::uint32_t kFrames = 128;
-  // Completions that wait for room in the ring, and packets in flight.
-  static constexpr std::uint32_t kPackets = 256;
   // Messages of one packet; 8 are told to the guest.
   static constexpr std::uint32_t kMessagesMax = 64;
 
@@ -143,6 +151,8 @@ class Transmitter {
   TransmitFrame* spare_ = nullptr;  // of send_alone(), out of the list; nullptr: take one
   PacketList free_packets_;
   PacketList finished_;  // completions owed
+  PacketList answered_;  // completions that the guest cannot see yet: the records are kept till then
+  const devices::PublicationCounts* publications_ = nullptr;
   TransmitPacket* current_ = nullptr;
   TransmitFrame* waiting_ = nullptr;  // the current packet's next frame, prepared
   std::uint32_t messages_ = 0;        // of the current packet, so far

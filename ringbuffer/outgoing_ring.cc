@@ -22,6 +22,14 @@ Result<void> OutgoingRing::attach() {
   return {};
 }
 
+Result<void> OutgoingRing::take_written(std::uint32_t position) {
+  if (!valid_index(position, size()) || ring_distance(write_position_, position, size()) > free_bytes()) {
+    return fail(Errc::kRingCorrupt, "what is said to be written is more than there is room");
+  }
+  write_position_ = position;
+  return {};
+}
+
 Result<std::uint32_t> OutgoingRing::load_read_index() {
   // seq_cst: an acquire that pairs with the consumer's store of read_index when it is done with the bytes
   // (hv_pkt_iter_close; IncomingRing::release), and the second half of the full barrier in arm_space().
@@ -77,8 +85,10 @@ Result<bool> OutgoingRing::arm_space(std::uint32_t bytes) {
   VMBUSD_ASSERT(bytes <= most);
   // The guest compares its room by the shared write_index: with packets that it cannot see it would find the
   // room there already and never signal.
+  if (publisher_ != nullptr) publisher_->before_publishing();
   VMBUSD_TRY(const bool due, commit());
   signal_due_ = due;
+  if (publisher_ != nullptr) publisher_->published();
   // A quarter of the ring at least, so that a full ring does not cost a signal a packet. [openvmm:
   // vmbus_async/src/queue.rs]
   const std::uint32_t wanted =

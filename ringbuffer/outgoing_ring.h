@@ -33,11 +33,26 @@ struct PacketToWrite {
 //   if (*commit()) signal the guest                       once a batch, after the last arm_space() too
 class OutgoingRing {
  public:
-  explicit OutgoingRing(RingMemory memory) : memory_(std::move(memory)) {}
+  // Who has to know when packets are published in the middle of a batch, by arm_space().
+  class Publisher {
+   public:
+    virtual void before_publishing() = 0;
+    virtual void published() = 0;
+
+   protected:
+    ~Publisher() = default;
+  };
+
+  // `publisher`: outlives the ring; nullptr: nobody.
+  explicit OutgoingRing(RingMemory memory, Publisher* publisher = nullptr)
+      : memory_(std::move(memory)), publisher_(publisher) {}
 
   // Takes up the ring where its indices stand, at channel open, and declares pending_send_size support.
   // Errc::kRingCorrupt where an index is out of range or misaligned.
   [[nodiscard]] Result<void> attach();
+  // Right after attach(): what stands between write_index and `position` was written by another producer that
+  // came to its end before it published that. The next commit() does. Errc::kRingCorrupt: that cannot be.
+  [[nodiscard]] Result<void> take_written(std::uint32_t position);
 
   // Ring bytes that a packet takes, trailer included.
   [[nodiscard]] static constexpr std::uint32_t packet_size(std::size_t extension_size,
@@ -86,6 +101,7 @@ class OutgoingRing {
   void place_in_pieces(const PacketDescriptor& descriptor, const PacketToWrite& packet);
 
   RingMemory memory_;
+  Publisher* publisher_;
   std::uint32_t write_position_ = 0;      // next packet
   std::uint32_t published_position_ = 0;  // shared write_index as we wrote it last
   std::uint32_t read_position_ = 0;       // shared read_index as seen and checked last

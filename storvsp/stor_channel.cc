@@ -300,7 +300,7 @@ void StorChannel::receive(const ring::Packet& packet) {
   slot.transaction_id = packet.transaction_id;
   slot.answer_wanted = packet.completion_requested() ? 1 : 0;
   slot.sequence = next_sequence_++;
-  slot.taken = channel_->releases() + 1;
+  slot.taken = channel_->publications().releases + 1;
   slot.segments = 0;
   slot.compared = 0;
   request.aborted = false;
@@ -477,7 +477,7 @@ Result<void> StorChannel::recover() {
     StorRequest& request = requests_[i];
     StorSlot& slot = *request.slot;
     // Not there, or seen by the guest as answered, or still in the guest's ring.
-    if (slot.answered <= channel_->commits() || slot.taken > channel_->releases()) {
+    if (slot.answered <= channel_->publications().commits || slot.taken > channel_->publications().releases) {
       slot.mark(StorSlot::kFree);
       continue;
     }
@@ -795,8 +795,8 @@ Result<bool> StorChannel::write_waiting_answers() {
     StorRequest& request = answers_.front();
     VMBUSD_TRY(const bool written, write_answer(request));
     if (!written) {
-      VMBUSD_TRY(const bool armed,
-                 channel_->arm_space(ring::OutgoingRing::packet_size(0, request.slot->answer_size)));
+      VMBUSD_TRY(const bool armed, channel_->outgoing().arm_space(
+                                       ring::OutgoingRing::packet_size(0, request.slot->answer_size)));
       if (armed) return false;
       continue;
     }

@@ -151,7 +151,7 @@ class StorChannel final : public devices::ChannelHandler {
     free_.push_front(request);
   }
   void answered(StorRequest& request) {
-    request.slot->mark(channel_->commits() + 1);
+    request.slot->mark(channel_->publications().commits + 1);
     bytes_in_hand_ -= request.bytes;
     answered_.push_front(request);
   }

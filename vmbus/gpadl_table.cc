@@ -108,6 +108,15 @@ std::shared_ptr<const Gpadl> GpadlTable::live(Relid relid, GpadlId id) const {
   return found->second.gpadl;
 }
 
+std::vector<std::shared_ptr<const Gpadl>> GpadlTable::live(Relid relid) const {
+  std::vector<std::shared_ptr<const Gpadl>> found;
+  for (auto entry = entries_.lower_bound(Key{relid, 0});
+       entry != entries_.end() && entry->first.relid == relid; ++entry) {
+    if (entry->second.state == State::kLive) found.push_back(entry->second.gpadl);
+  }
+  return found;
+}
+
 void GpadlTable::want_release(Relid relid, GpadlId id, bool answer) {
   Entry& entry = entries_.at(Key{relid, id});
   VMBUSD_ASSERT(entry.state == State::kLive);

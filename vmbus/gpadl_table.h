@@ -48,6 +48,8 @@ class GpadlTable {
   [[nodiscard]] std::optional<State> state(Relid relid, GpadlId id) const;
   // The GPADL where it is live, else nothing.
   [[nodiscard]] std::shared_ptr<const Gpadl> live(Relid relid, GpadlId id) const;
+  // All live ones of a channel.
+  [[nodiscard]] std::vector<std::shared_ptr<const Gpadl>> live(Relid relid) const;
 
   // A live one is taken back; `answer` says whether TORNDOWN is owed.
   void want_release(Relid relid, GpadlId id, bool answer);

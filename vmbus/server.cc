@@ -44,6 +44,10 @@ bool Server::holds_pages(Gpn first, std::uint64_t count) const {
 std::shared_ptr<const Gpadl> Server::find_gpadl(Relid relid, GpadlId gpadl) const {
   return impl_->core.find_gpadl(relid, gpadl);
 }
+std::vector<std::shared_ptr<const Gpadl>> Server::gpadls_of(Relid relid) const {
+  return impl_->core.gpadls_of(relid);
+}
+
 void Server::reset() {
   impl_->core.reset();
 }

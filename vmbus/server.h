@@ -142,6 +142,8 @@ class Server {
 
   // For devices whose protocol names a GPADL (netvsp's buffers); empty where the channel has none of that id.
   [[nodiscard]] std::shared_ptr<const Gpadl> find_gpadl(Relid relid, GpadlId gpadl) const;
+  // All of a channel's.
+  [[nodiscard]] std::vector<std::shared_ptr<const Gpadl>> gpadls_of(Relid relid) const;
 
   // Whether the guest has lent a page in [first, first + count): by a GPADL, as its interrupt page, or as
   // its monitor page while a monitored channel is open. Such pages must stay mapped.

@@ -44,6 +44,7 @@ class ServerCore {
   void retarget_done(Relid relid, std::uint32_t status);
   void gpadl_released(Relid relid, GpadlId gpadl);
   [[nodiscard]] std::shared_ptr<const Gpadl> find_gpadl(Relid relid, GpadlId gpadl) const;
+  [[nodiscard]] std::vector<std::shared_ptr<const Gpadl>> gpadls_of(Relid relid) const;
   [[nodiscard]] bool holds_pages(Gpn first, std::uint64_t count) const;
   void reset();
   [[nodiscard]] bool idle() const { return phase_ == Phase::kDisconnected; }

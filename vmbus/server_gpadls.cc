@@ -82,6 +82,10 @@ std::shared_ptr<const Gpadl> ServerCore::find_gpadl(Relid relid, GpadlId gpadl) 
   return gpadls_.live(relid, gpadl);
 }
 
+std::vector<std::shared_ptr<const Gpadl>> ServerCore::gpadls_of(Relid relid) const {
+  return gpadls_.live(relid);
+}
+
 bool ServerCore::holds_pages(Gpn first, std::uint64_t count) const {
   const auto holds = [first, count](std::uint64_t gpa) {
     const Gpn page = gpa / kPageBytes;

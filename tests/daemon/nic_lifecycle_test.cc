@@ -252,6 +252,30 @@ TEST_CASE("a new worker process has a stream of its own", "[daemon][nic]") {
   CHECK(guest.receives(in));
 }
 
+TEST_CASE("a NIC on a stream outlives its worker process", "[daemon][nic][recovery]") {
+  NicHost host("backend = 'stream'\nsocket = 'peer.sock'\n");
+  Peer peer(host.path("peer.sock"));
+  peer.listen();
+  host.start();
+  peer.accept();
+  const auto child = host.attach();
+  Guest guest(*child);
+  for (std::uint32_t round = 1; round <= 3; ++round) {
+    REQUIRE(::kill(host.daemon().worker_pid(), SIGKILL) == 0);
+    CHECK(peer.connection_ended());
+    peer.accept();
+    REQUIRE(eventually([&] { return count(host.daemon().log(), "the guest goes on") == round; }));
+    const Bytes out = frame_of(round);
+    guest.send(out);
+    CHECK(peer.gets(out));
+    const Bytes in = frame_of(100 + round);
+    peer.put(in);
+    CHECK(guest.receives(in));
+    CHECK(guest.disk_works());
+  }
+  CHECK_FALSE(child->disconnected_by_host());
+}
+
 // The interface's other end.
 class Wire {
  public:
@@ -305,6 +329,28 @@ TEST_CASE("a TAP that is removed is made again, and works once it is up", "[daem
   }
   INFO(host.daemon().log());
   CHECK(count(host.daemon().log(), "warning demo/nic0") == 3);
+}
+
+TEST_CASE("a NIC on a TAP outlives its worker process", "[daemon][nic][tap][recovery]") {
+  NEED_NAMESPACE();
+  NicHost host("backend = 'tap'\ntap = 'demo0'\n");
+  host.start();
+  netvsp::set_interface("demo0", true);
+  const auto child = host.attach();
+  Guest guest(*child);
+  const Wire wire;
+  for (std::uint32_t round = 1; round <= 3; ++round) {
+    REQUIRE(::kill(host.daemon().worker_pid(), SIGKILL) == 0);
+    REQUIRE(eventually([&] { return count(host.daemon().log(), "the guest goes on") == round; }));
+    const Bytes out = frame_of(round);
+    guest.send(out);
+    CHECK(wire.gets(out));
+    const Bytes in = frame_of(100 + round);
+    wire.put(in);
+    CHECK(guest.receives(in));
+  }
+  CHECK_FALSE(child->disconnected_by_host());
+  CHECK(count(host.daemon().log(), "link down") == 0);
 }
 
 }  // namespace

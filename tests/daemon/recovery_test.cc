@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "guest/net_client.h"
 #include "tests/guest/host.h"
 
 namespace vmbusd::daemon {
@@ -20,13 +21,14 @@ namespace {
 using guest::must;
 using std::chrono::milliseconds;
 
-// More for a long run. Deaths are far enough from each other not to be taken for a worker that cannot live.
+// More for a long run. Deaths are far enough from each other not to be taken for a worker that cannot live:
+// five take more than two seconds.
 int kills_wanted() {
   const char* const asked = std::getenv("VMBUSD_TEST_KILLS");
   return asked != nullptr ? std::atoi(asked) : 10;
 }
-constexpr milliseconds kBetweenKillsMin{450};
-constexpr milliseconds kBetweenKillsMax{650};
+constexpr milliseconds kBetweenKillsMin{520};
+constexpr milliseconds kBetweenKillsMax{720};
 
 constexpr std::uint32_t kBlockBytes = 512;
 
@@ -203,6 +205,114 @@ TEST_CASE("a worker that is killed under verified I/O costs the guest a pause", 
   guest::StorClient again(*driver.channel, kDepth);
   must(again.initialize());
   must(guest::Disk(again).ready());
+}
+
+// Frames to itself, each with a number and bytes that follow from it.
+class Echo {
+ public:
+  explicit Echo(guest::NetClient& net) : net_(net) {}
+
+  void send_all() {
+    for (;;) {
+      std::vector<std::byte> frame(64 + sent_ % 1400);
+      std::memcpy(frame.data(), net_.mac().bytes.data(), 6);
+      std::memcpy(frame.data() + kNumberAt, &sent_, sizeof sent_);
+      fill(std::span(frame).subspan(kBytesAt), sent_);
+      if (!must(net_.send(frame))) break;
+      ++sent_;
+    }
+    must(net_.flush());
+  }
+  std::uint32_t poll() {
+    const std::uint64_t completed = net_.statistics().completed;
+    const std::uint32_t packets = must(net_.poll([this](std::span<const std::byte> frame) {
+      std::uint64_t number = 0;
+      REQUIRE(frame.size() >= 64);
+      std::memcpy(&number, frame.data() + kNumberAt, sizeof number);
+      REQUIRE(number < sent_);
+      REQUIRE(frame.size() == 64 + number % 1400);
+      std::vector<std::byte> bytes(frame.size() - kBytesAt);
+      fill(bytes, number);
+      REQUIRE(std::equal(bytes.begin(), bytes.end(), frame.begin() + kBytesAt));
+      ++received_;
+    }));
+    must(net_.flush());
+    return packets + static_cast<std::uint32_t>(net_.statistics().completed - completed);
+  }
+  [[nodiscard]] std::uint64_t sent() const { return sent_; }
+  [[nodiscard]] std::uint64_t received() const { return received_; }
+
+ private:
+  static constexpr std::size_t kNumberAt = 16;
+  static constexpr std::size_t kBytesAt = 24;
+
+  static void fill(std::span<std::byte> bytes, std::uint64_t number) {
+    for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(number + i);
+  }
+
+  guest::NetClient& net_;
+  std::uint64_t sent_ = 0;
+  std::uint64_t received_ = 0;
+};
+
+TEST_CASE("a worker that is killed under traffic costs the guest frames and nothing else",
+          "[daemon][recovery]") {
+  const TemporaryDirectory directory;
+  RunningDaemon daemon(directory,
+                       "[[partition]]\nname = 'demo'\nsocket = 'demo.sock'\n[[partition.nic]]\nname = "
+                       "'nic0'\nbackend = 'loopback'\n");
+  REQUIRE(daemon.wait_until_ready());
+  std::string error_text;
+  const auto child =
+      must(guest::ChildPartition::attach({.socket_path = directory.path("demo.sock")}, error_text));
+  guest::BusClient bus(*child);
+  must(bus.contact(vmbus::Version::k5_3));
+  const auto channel = must(guest::GuestChannel::open(bus, must(bus.request_offers()).front()));
+  guest::NetClient net(*channel);
+  // 64 sub-allocations: what a death loses of them would soon be missed.
+  must(net.initialize({.receive_pages = 32, .send_pages = 64}));
+  Echo echo(net);
+
+  const std::uint32_t seed = std::random_device()();
+  INFO("seed " << seed);
+  std::mt19937 random(seed);
+  const int kills = kills_wanted();
+  pid_t worker = -1;
+  auto next_kill = guest::Clock::now();
+  auto last = guest::Clock::now();
+  std::uint64_t received_before = 0;
+  for (int killed = 0; killed < kills || guest::Clock::now() < next_kill;) {
+    if (killed < kills && guest::Clock::now() >= next_kill) {
+      // Each worker has had frames come through.
+      INFO("after " << killed << " kills\n" << daemon.log());
+      REQUIRE((killed == 0 || echo.received() > received_before + 1000));
+      received_before = echo.received();
+      worker = daemon.worker_pid(worker);
+      REQUIRE(worker > 0);
+      REQUIRE(::kill(worker, SIGKILL) == 0);
+      ++killed;
+      next_kill = guest::Clock::now() + milliseconds(std::uniform_int_distribution<>(
+                                            kBetweenKillsMin.count(), kBetweenKillsMax.count())(random));
+    }
+    echo.send_all();
+    if (echo.poll() != 0) {
+      last = guest::Clock::now();
+      continue;
+    }
+    static_cast<void>(must(net.wait(milliseconds(100))));
+    INFO("after " << killed << " kills and " << echo.sent() << " frames\n" << daemon.log());
+    REQUIRE(guest::Clock::now() - last < kPatience);
+  }
+  // Every frame's memory comes back, once.
+  const bool all_back = eventually([&] {
+    static_cast<void>(echo.poll());
+    return net.in_flight() == 0;
+  });
+  INFO(net.in_flight() << " of " << echo.sent() << " frames did not come back\n" << daemon.log());
+  REQUIRE(all_back);
+  CHECK(net.statistics().completed == echo.sent());
+  WARN(echo.sent() << " frames, " << echo.received() << " came back, " << kills << " kills");
+  CHECK_FALSE(child->disconnected_by_host());
 }
 
 TEST_CASE("vmbusctl upgrade replaces the worker process under its guest", "[daemon][recovery]") {

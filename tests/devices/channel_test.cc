@@ -48,6 +48,7 @@ class EchoHandler final : public ChannelHandler {
     }
     return worked;
   }
+  Result<void> recover() override { return {}; }
   void stop() override { ++log_.stops; }
 
  private:
@@ -65,7 +66,7 @@ struct Fixture {
   static constexpr vmbus::Gpn kMonitorPage = 21;
   static constexpr std::uint8_t kMonitorId = 33;
 
-  explicit Fixture(bool monitored = false) {
+  explicit Fixture(bool monitored = false, bool recovered = false) {
     guest.add_to(partition.memory());
     interrupt.reset(eventfd(0, EFD_NONBLOCK));
     partition.vp(1).interrupt = UniqueFd(dup(interrupt.get()));
@@ -80,10 +81,10 @@ struct Fixture {
     Channel::Config config{
         .name = "test/echo", .relid = kFlag, .sub_channel_index = 0, .target_vp = 1, .event_flag = kFlag};
     if (monitored) config.monitor.emplace(guest.page(kMonitorPage), kMonitorId, 0x2005);
+    config.recovered = recovered;
     channel = std::make_unique<Channel>(std::move(config), partition, *worker, std::move(host.incoming),
                                         std::move(host.outgoing), std::make_unique<EchoHandler>(log),
-                                        UniqueFd(dup(doorbell.get())),
-                                        std::make_shared<RecoveryRegion>(*RecoveryRegion::make_private()));
+                                        UniqueFd(dup(doorbell.get())), region);
     worker->start();
   }
   ~Fixture() {
@@ -142,6 +143,7 @@ struct Fixture {
   UniqueFd doorbell;
   std::unique_ptr<io::Worker> worker;
   EchoHandler::Log log;
+  std::shared_ptr<RecoveryRegion> region = std::make_shared<RecoveryRegion>(*RecoveryRegion::make_private());
   std::optional<ring::OutgoingRing> to_host;
   std::optional<ring::IncomingRing> from_host;
   std::unique_ptr<Channel> channel;
@@ -161,6 +163,76 @@ TEST_CASE("a channel answers packets and signals its VP", "[devices]") {
   REQUIRE(eventfd_read(f.interrupt.get(), &interrupts) == 0);
   // Nobody cleared the flag, so one write was enough for all.
   CHECK(interrupts == 1);
+}
+
+// What a channel notes at the begin of its region.
+struct DeadRecord {
+  std::uint64_t releases;
+  std::uint64_t commits;
+  std::uint32_t read_index;
+  std::uint32_t write_index;
+  std::uint32_t next_read_index;
+  std::uint32_t next_write_index;
+};
+
+// The host's end until it died: it has taken a packet of the guest's, 7, and written one of its own, 42.
+struct DeadHost {
+  explicit DeadHost(Fixture& f)
+      : memory(f.rings()), incoming(std::move(memory.incoming)), outgoing(std::move(memory.outgoing)) {
+    REQUIRE(incoming.attach().has_value());
+    REQUIRE(outgoing.attach().has_value());
+    f.send(7);
+    REQUIRE(incoming.next().value() != nullptr);
+    REQUIRE(outgoing.write({.transaction_id = 42}).value());
+    record = reinterpret_cast<DeadRecord*>(f.region->bytes().data());
+    *record = {100, 200, 0, 0, incoming.read_position(), outgoing.write_position()};
+  }
+  RingPair memory;
+  ring::IncomingRing incoming;
+  ring::OutgoingRing outgoing;
+  DeadRecord* record;
+};
+
+TEST_CASE("a turn of which nothing was published is done again", "[devices][recovery]") {
+  Fixture f(false, true);
+  DeadHost dead(f);
+  REQUIRE(f.start());
+  CHECK(f.receive() == 7);
+  CHECK(f.log.packets == 1);
+}
+
+TEST_CASE("a turn of which half was published is published to its end", "[devices][recovery]") {
+  Fixture f(false, true);
+  DeadHost dead(f);
+  (void)dead.incoming.release();
+  REQUIRE(f.start());
+  CHECK(f.receive() == 42);
+  f.stop();
+  CHECK(f.log.packets == 0);
+  CHECK(dead.record->releases == 101);
+  CHECK(dead.record->commits == 201);
+}
+
+TEST_CASE("a turn that was published and not counted is counted", "[devices][recovery]") {
+  Fixture f(false, true);
+  DeadHost dead(f);
+  (void)dead.incoming.release();
+  REQUIRE(dead.outgoing.commit().has_value());
+  REQUIRE(f.start());
+  CHECK(f.receive() == 42);
+  f.stop();
+  CHECK(f.log.packets == 0);
+  CHECK(dead.record->releases == 101);
+  CHECK(dead.record->commits == 201);
+}
+
+TEST_CASE("what cannot have been written is not published", "[devices][recovery]") {
+  Fixture f(false, true);
+  DeadHost dead(f);
+  (void)dead.incoming.release();
+  dead.record->next_write_index = GENERATE(4u, 3u * 4096, 0xfffffff8u);  // misaligned, outside, far outside
+  CHECK_FALSE(f.start());
+  f.running = true;  // for it to be stopped
 }
 
 TEST_CASE("packets that were there before the channel opened are served", "[devices]") {

@@ -1,5 +1,7 @@
 #include "netvsp/nvsp_session.h"
 
+#include <cstring>
+
 #include "tests/catch.h"
 #include "tests/netvsp/bytes.h"
 
@@ -243,6 +245,67 @@ TEST_CASE("the send indirection table stands where Linux looks", "[netvsp]") {
 TEST_CASE("completions of data are padded", "[netvsp]") {
   CHECK(payload(rndis_packet_complete(NvspStatus::kSuccess)) == padded("6c000000 01000000"));
   CHECK(payload(rndis_packet_complete(NvspStatus::kInvalidRndisPacket)) == padded("6c000000 05000000"));
+}
+
+NicRecord record_of(const Guest& guest) {
+  NicRecord record{};
+  guest.session.save(record);
+  return record;
+}
+
+TEST_CASE("a session goes on where it was saved", "[netvsp][recovery]") {
+  Guest guest(0x60001);
+  guest.say(
+      bytes_of(NvspSendNdisConfig{NvspType::kSendNdisConfig, 9014, 0, kNdisConfig8021q | kNdisConfigRsc, 0}));
+  guest.say(bytes_of(NvspSendBuffer{NvspType::kSendReceiveBuffer, 0xe1e10, 0xcafe, 0}));
+  (void)guest.session.receive_buffer_found(16 << 20);
+  guest.say(bytes_of(NvspSubChannelRequest{NvspType::kSubChannel, kSubChannelAllocate, 2}));
+  const NicRecord record = record_of(guest);
+
+  Guest other(0);
+  REQUIRE(other.session.restore(record).has_value());
+  CHECK(other.state.nvsp_version == NvspVersion::k61);
+  CHECK(other.state.mtu == 9000);
+  CHECK(other.state.offloads_supported == kLimits.offloads);
+  CHECK(other.session.vlan());
+  CHECK(other.session.receive_buffer_id() == 0xcafe);
+  NicRecord again{};
+  other.session.save(again);
+  CHECK(std::memcmp(&again, &record, sizeof record) == 0);
+  // What was done is not to be had twice.
+  CHECK(other.say(bytes_of(NvspSendBuffer{NvspType::kSendReceiveBuffer, 1, 2, 0})).action ==
+        Action::kComplete);
+  CHECK(other.say(bytes_of(NvspSubChannelRequest{NvspType::kSubChannel, kSubChannelAllocate, 2})).action ==
+        Action::kComplete);
+}
+
+TEST_CASE("a session that cannot have been is refused", "[netvsp][recovery]") {
+  struct Case {
+    const char* rule;
+    void (*change)(NicRecord&);
+  };
+  constexpr Case kCases[] = {
+      {"a version between ours", [](NicRecord& r) { r.nvsp_version = 0x30000; }},
+      {"no MTU", [](NicRecord& r) { r.mtu = 0; }},
+      {"an MTU beyond the operator's", [](NicRecord& r) { r.mtu = 9001; }},
+      {"offloads that there are not", [](NicRecord& r) { r.offloads_supported = 1u << 31; }},
+      {"as many sub-channels as channels", [](NicRecord& r) { r.sub_channels = 4; }},
+      {"sub-channels before version 5",
+       [](NicRecord& r) {
+         r.nvsp_version = 0x40000;
+         r.sub_channels = 1;
+       }},
+  };
+  for (const Case& c : kCases) {
+    DYNAMIC_SECTION(c.rule) {
+      NicRecord record = record_of(Guest(0x60001));
+      REQUIRE(Guest(0).session.restore(record).has_value());
+      c.change(record);
+      const Result<void> restored = Guest(0).session.restore(record);
+      REQUIRE_FALSE(restored.has_value());
+      CHECK(restored.error().code == Errc::kProtocol);
+    }
+  }
 }
 
 }  // namespace
