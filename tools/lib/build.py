@@ -45,7 +45,7 @@ COVERAGE = Variant(
 )
 
 # What guests need of a build, as ninja's targets.
-PROGRAMS = ("daemon/vmbusd", "vmm/vmbus-vmm")
+PROGRAMS = ("daemon/vmbusd", "daemon/vmbusctl", "vmm/vmbus-vmm")
 
 
 @dataclasses.dataclass(frozen=True)

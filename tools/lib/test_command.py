@@ -2,6 +2,7 @@
 
 import argparse
 import concurrent.futures
+import os
 import shutil
 import sys
 import threading
@@ -111,6 +112,8 @@ def run_guests(names, arguments, report):
         report(build.Outcome(f"guest/{outcome['name']}", outcome["result"], outcome["seconds"], outcome["reason"]))
 
     plan = {**run.base_plan(), "runtime": 1}
+    if kills := os.environ.get("VMBUSD_TEST_KILLS"):
+        plan.update(worker_kills=int(kills), upgrades=20)
     for name, (key, make) in NEEDS.items():
         if name in names:
             try:
