@@ -146,7 +146,8 @@ bool Channel::poll() noexcept {
     return false;
   }
   // The room first: a packet that is answered must not be found in the ring by a process that takes this up.
-  const bool room_wanted = release_incoming() | std::exchange(room_wanted_, false);
+  const bool made_room = release_incoming();
+  const bool room_wanted = std::exchange(room_wanted_, false) || made_room;
   const Result<bool> published = outgoing_.commit();
   if (!published) {
     fail(published.error());
