@@ -144,6 +144,9 @@ int main(int argc, char** argv) {
   network_command->add_option("--rounds", network.rounds, "Runs of each")->capture_default_str();
   network_command->add_option("--seconds", network.seconds, "Of each run")->capture_default_str();
   halt_poll(network_command, network.halt_poll_us);
+  network_command->add_option("--channels", network.channels, "Each on a processor of the guest's")
+      ->check(CLI::Range(1, 4))
+      ->capture_default_str();
 
   WakeupOptions wakeup;
   CLI::App* const wakeup_command =

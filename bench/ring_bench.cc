@@ -153,9 +153,11 @@ void stream(benchmark::State& state, Write write, Read read) {
   state.SetItemsProcessed(static_cast<std::int64_t>(state.iterations() * kStream));
 }
 
+constexpr std::int64_t kDrain = 0;  // no batches: the writer fills the ring, the reader empties it
+
 void two_threads(benchmark::State& state) {
   Ring ring(kMirrored);
-  const auto batch = static_cast<std::uint64_t>(state.range(0));
+  const std::uint64_t batch = state.range(0) == kDrain ? kStream : static_cast<std::uint64_t>(state.range(0));
   const std::array<std::byte, 64> sent{};
   std::array<std::byte, 64> received{};
   stream(
@@ -183,7 +185,7 @@ void two_threads(benchmark::State& state) {
         return count;
       });
 }
-BENCHMARK(two_threads)->ArgName("batch")->Arg(1)->Arg(16)->Arg(256)->UseRealTime();
+BENCHMARK(two_threads)->ArgName("batch")->Arg(1)->Arg(16)->Arg(kDrain)->UseRealTime();
 
 void two_threads_plain_ring(benchmark::State& state) {
   const Pages pages;
@@ -200,18 +202,25 @@ void two_threads_plain_ring(benchmark::State& state) {
 }
 BENCHMARK(two_threads_plain_ring)->UseRealTime();
 
-// Reading the ranges of a GPA-direct packet, each a page that does not follow the one before.
-void gpa_list(benchmark::State& state) {
-  Ring ring(kMirrored);
-  const auto ranges = static_cast<std::uint32_t>(state.range(0));
+// A GPA-direct packet with so many ranges, each a page that does not follow the one before.
+std::vector<std::uint64_t> gpa_extension(std::uint32_t ranges) {
   std::vector<std::uint64_t> extension = {std::bit_cast<std::uint64_t>(ring::GpaDirectHeader{0, ranges})};
   for (std::uint32_t i = 0; i < ranges; ++i) {
     extension.push_back(std::bit_cast<std::uint64_t>(ring::GpaRange{4096, 0}));
     extension.push_back(100 + 2 * i);
   }
-  VMBUSD_ASSERT(ring.out.write({.type = ring::PacketType::kGpaDirect,
-                                .extension = std::as_bytes(std::span(extension))}) &&
-                ring.out.commit());
+  return extension;
+}
+ring::PacketToWrite gpa_packet(std::span<const std::uint64_t> extension, std::span<const std::byte> payload) {
+  return {.type = ring::PacketType::kGpaDirect, .extension = std::as_bytes(extension), .payload = payload};
+}
+
+// Reading the ranges only.
+void gpa_list(benchmark::State& state) {
+  Ring ring(state.range(1));
+  const auto ranges = static_cast<std::uint32_t>(state.range(0));
+  const std::vector<std::uint64_t> extension = gpa_extension(ranges);
+  VMBUSD_ASSERT(ring.out.write(gpa_packet(extension, {})) && ring.out.commit());
   const Result<const ring::Packet*> packet = ring.in.next();
   VMBUSD_ASSERT(packet && *packet != nullptr);
   std::array<ring::GpaSegment, 64> segments;
@@ -222,7 +231,36 @@ void gpa_list(benchmark::State& state) {
   }
   state.SetItemsProcessed(state.iterations() * ranges);
 }
-BENCHMARK(gpa_list)->ArgName("ranges")->Arg(1)->Arg(16)->Arg(64);
+BENCHMARK(gpa_list)
+    ->ArgNames({"ranges", "memory"})
+    ->ArgsProduct({{1, 16, 64}, {kPlain, kMirrored, kSegmented}});
+
+// One thread writes such a packet with a payload of 64 B, and reads both.
+void gpa_cycle(benchmark::State& state) {
+  Ring ring(state.range(1));
+  const auto ranges = static_cast<std::uint32_t>(state.range(0));
+  const std::vector<std::uint64_t> extension = gpa_extension(ranges);
+  std::array<std::byte, 64> sent{};
+  std::array<std::byte, 64> received{};
+  std::array<ring::GpaSegment, 64> segments;
+  for ([[maybe_unused]] auto iteration : state) {
+    benchmark::DoNotOptimize(sent);
+    const Result<bool> written = ring.out.write(gpa_packet(extension, sent));
+    VMBUSD_ASSERT(written && *written && ring.out.commit());
+    const Result<const ring::Packet*> packet = ring.in.next();
+    VMBUSD_ASSERT(packet && *packet != nullptr);
+    const Result<ring::GpaList> list = ring::read_gpa_list(ring.in, **packet, 64, 1 << 20, segments);
+    VMBUSD_ASSERT(list && list->segments == ranges);
+    ring.in.read_payload(**packet, 0, received);
+    benchmark::DoNotOptimize(segments);
+    benchmark::DoNotOptimize(received);
+    benchmark::DoNotOptimize(ring.in.release());
+  }
+  state.SetItemsProcessed(state.iterations());
+}
+BENCHMARK(gpa_cycle)
+    ->ArgNames({"ranges", "memory"})
+    ->ArgsProduct({{1, 16, 64}, {kPlain, kMirrored, kSegmented}});
 
 }  // namespace
 }  // namespace vmbusd::bench

@@ -39,6 +39,9 @@ struct Run {
   double cpu_us = 0;
   double doorbells = 0;
   double interrupts = 0;
+  // Of the rings, packets with their descriptors and trailers.
+  double bytes_to_host = 0;
+  double bytes_from_host = 0;
 };
 
 // Random reads on one channel, `depth` in flight, for so long.
@@ -69,11 +72,13 @@ class Reader {
     std::chrono::nanoseconds waited{0};
     std::uint64_t doorbells = 0;
     std::uint64_t interrupts = 0;
+    guest::GuestChannel::RingBytes bytes;
   };
   [[nodiscard]] Result<Counted> run(std::uint8_t lun, Clock::time_point end) {
     guest::VirtualProcessor& vp = host_.child().vp(target_vp_);
     const std::uint64_t doorbells = channel_->doorbells();
     const std::uint64_t interrupts = vp.interrupts();
+    const guest::GuestChannel::RingBytes bytes = channel_->ring_bytes();
     Counted counted;
     bool failed = false;
     Clock::time_point now = Clock::now();
@@ -94,6 +99,8 @@ class Reader {
     if (failed) return fail(Errc::kOs, "a read failed");
     counted.doorbells = channel_->doorbells() - doorbells;
     counted.interrupts = vp.interrupts() - interrupts;
+    counted.bytes = {channel_->ring_bytes().to_host - bytes.to_host,
+                     channel_->ring_bytes().from_host - bytes.from_host};
     return counted;
   }
   [[nodiscard]] guest::StorClient& client() { return *client_; }
@@ -175,6 +182,8 @@ Result<Run> run(RunningHost& host, const Readers& readers, std::uint8_t lun, dou
     all.waited += (*counted)->waited;
     all.doorbells += (*counted)->doorbells;
     all.interrupts += (*counted)->interrupts;
+    all.bytes.to_host += (*counted)->bytes.to_host;
+    all.bytes.from_host += (*counted)->bytes.from_host;
   }
   const auto count = static_cast<double>(all.done);
   return Run{.iops = count / elapsed,
@@ -182,7 +191,9 @@ Result<Run> run(RunningHost& host, const Readers& readers, std::uint8_t lun, dou
              .system_calls = use.system_calls ? static_cast<double>(*use.system_calls) / count : -1,
              .cpu_us = use.cpu_seconds * 1e6 / count,
              .doorbells = static_cast<double>(all.doorbells) / count,
-             .interrupts = static_cast<double>(all.interrupts) / count};
+             .interrupts = static_cast<double>(all.interrupts) / count,
+             .bytes_to_host = static_cast<double>(all.bytes.to_host) / count,
+             .bytes_from_host = static_cast<double>(all.bytes.from_host) / count};
 }
 
 // fio's own figures for the same; iops 0 where there is no fio.
@@ -224,7 +235,9 @@ nlohmann::json row_of(const char* backend, std::uint32_t block_bytes, std::uint3
           {"worker_system_calls_per_io", spread_json(runs, &Run::system_calls)["median"]},
           {"worker_cpu_us_per_io", spread_json(runs, &Run::cpu_us)["median"]},
           {"doorbells_per_io", spread_json(runs, &Run::doorbells)["median"]},
-          {"interrupts_per_io", spread_json(runs, &Run::interrupts)["median"]}};
+          {"interrupts_per_io", spread_json(runs, &Run::interrupts)["median"]},
+          {"ring_bytes_to_host_per_io", spread_json(runs, &Run::bytes_to_host)["median"]},
+          {"ring_bytes_from_host_per_io", spread_json(runs, &Run::bytes_from_host)["median"]}};
 }
 
 void print_row(const nlohmann::json& row) {

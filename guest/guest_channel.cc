@@ -45,6 +45,7 @@ Result<void> GuestChannel::start() {
   std::memset(pages_.host(options_.to_host_pages), 0, kPageSize);
   VMBUSD_CHECK(to_host_.attach());
   VMBUSD_CHECK(from_host_.attach());
+  to_host_position_ = from_host_position_ = 0;
   open_ = true;
   VMBUSD_TRY(const vmbus::Status status, bus_.open_channel({.relid = offer_.relid,
                                                             .gpadl = gpadl_,
@@ -76,6 +77,15 @@ Result<void> GuestChannel::reopen() {
 Result<void> GuestChannel::flush() {
   VMBUSD_TRY(const bool written, to_host_.commit());
   const bool room = from_host_.release();
+  // Less than a ring each: no more is written or read before the host has seen it.
+  const std::uint32_t sent =
+      ring::ring_distance(to_host_position_, to_host_.write_position(), to_host_.size());
+  const std::uint32_t taken =
+      ring::ring_distance(from_host_position_, from_host_.read_position(), from_host_.size());
+  ring_bytes_.to_host += sent;
+  ring_bytes_.from_host += taken;
+  to_host_position_ = to_host_.write_position();
+  from_host_position_ = from_host_.read_position();
   if (written || room) ring_doorbell();
   return {};
 }

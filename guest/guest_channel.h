@@ -59,6 +59,12 @@ class GuestChannel final : public DriverChannel {
   [[nodiscard]] BusClient& bus() { return bus_; }
   [[nodiscard]] ChildPartition& child() { return bus_.child(); }
   [[nodiscard]] std::uint64_t doorbells() const { return doorbells_; }
+  // Ring bytes that went each way, as of the last flush().
+  struct RingBytes {
+    std::uint64_t to_host = 0;
+    std::uint64_t from_host = 0;
+  };
+  [[nodiscard]] const RingBytes& ring_bytes() const { return ring_bytes_; }
   // The rings' control pages, for tests that misbehave.
   [[nodiscard]] ring::ControlPage& to_host_control() { return control_at(0); }
   [[nodiscard]] ring::ControlPage& from_host_control() { return control_at(options_.to_host_pages); }
@@ -82,6 +88,10 @@ class GuestChannel final : public DriverChannel {
   Doorbell doorbell_;
   bool open_ = false;
   std::uint64_t doorbells_ = 0;
+  RingBytes ring_bytes_;
+  // As of then.
+  std::uint32_t to_host_position_ = 0;
+  std::uint32_t from_host_position_ = 0;
 };
 
 }  // namespace vmbusd::guest

@@ -14,6 +14,7 @@
 #include "base/fd.h"
 #include "guest/disk.h"
 #include "guest/net_client.h"
+#include "guest/nvsp_bytes.h"
 #include "guest/stor_client.h"
 #include "netvsp/nvsp.h"
 #include "netvsp/rndis.h"
@@ -191,8 +192,7 @@ Result<void> HostileChild::start_nic(GuestChannel& channel) {
   VMBUSD_TRY(const std::uint32_t gpadl, bus_->create_gpadl(channel.relid(), loot_.gpns()));
   gpadls_.push_back(gpadl);
   const auto message = [&](const auto& body) {
-    std::array<std::byte, netvsp::kNvspMessageSize> bytes{};
-    std::memcpy(bytes.data(), &body, sizeof body);
+    const NvspBytes bytes = nvsp_bytes(body);
     return channel.to_host().write({.completion_requested = true, .transaction_id = 1, .payload = bytes});
   };
   VMBUSD_CHECK(

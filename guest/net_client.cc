@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/assert.h"
+#include "guest/nvsp_bytes.h"
 
 namespace vmbusd::guest {
 namespace {
@@ -18,79 +19,46 @@ constexpr std::uint32_t kRequestId = 1;
 // Range for receive buffer and ring pages, and completions, in one go: what a control reply may take.
 constexpr std::uint32_t kTransferSizeMax = 0x4000;  // [linux: RNDIS_MAX_TRANSFER_SIZE]
 
-using NvspBytes = std::array<std::byte, kNvspMessageSize>;
-
-template <typename Message>
-NvspBytes padded(const Message& message) {
-  static_assert(sizeof message <= kNvspMessageSize);
-  NvspBytes bytes{};
-  std::memcpy(bytes.data(), &message, sizeof message);
-  return bytes;
-}
-
 tl::unexpected<Error> refused() {
   return fail(Errc::kUnsupported, "the NIC refuses its initialisation");
 }
-
-// RNDIS header and one info in front of a frame.
-struct Head {
-  RndisPacket packet{};
-  Ppi info{};
-
-  Head(std::uint32_t frame_size, std::optional<std::pair<PpiType, std::uint32_t>> with) {
-    const auto info_size = static_cast<std::uint32_t>(with ? sizeof info : 0);
-    const auto size = static_cast<std::uint32_t>(sizeof packet) + info_size;
-    packet.header = {RndisType::kPacket, size + frame_size};
-    packet.data_offset = size - kRndisOffsetBase;
-    packet.data_length = frame_size;
-    if (!with) return;
-    packet.ppi_offset = sizeof packet - kRndisOffsetBase;
-    packet.ppi_length = sizeof info;
-    info = {{sizeof info, with->first, sizeof(PpiHeader)}, with->second};
-  }
-  [[nodiscard]] std::span<const std::byte> bytes() const {
-    return {reinterpret_cast<const std::byte*>(this), sizeof packet + packet.ppi_length};
-  }
-};
-static_assert(sizeof(Head) == sizeof(RndisPacket) + sizeof(Ppi));
 
 }  // namespace
 
 Result<void> NetClient::initialize(const Options& options) {
   NvspBytes answer;
   const NvspInit init = {NvspType::kInit, options.version, options.version};
-  VMBUSD_CHECK(request(padded(init), answer));
+  VMBUSD_CHECK(request(nvsp_bytes(init), answer));
   NvspInitComplete initialized;
   (void)read_wire(std::span<const std::byte>(answer), initialized);
   if (initialized.status != NvspStatus::kSuccess) return refused();
-  VMBUSD_CHECK(post(padded(NvspSendNdisConfig{NvspType::kSendNdisConfig, options.mtu + 14, 0, 0, 0})));
-  VMBUSD_CHECK(post(padded(NvspSendNdisVersion{NvspType::kSendNdisVersion, 6, 30})));
+  VMBUSD_CHECK(post(nvsp_bytes(NvspSendNdisConfig{NvspType::kSendNdisConfig, options.mtu + 14, 0, 0, 0})));
+  VMBUSD_CHECK(post(nvsp_bytes(NvspSendNdisVersion{NvspType::kSendNdisVersion, 6, 30})));
   VMBUSD_CHECK(lend_buffers(options));
   return set_up_adapter(options);
 }
 
 Result<void> NetClient::lend_buffers(const Options& options) {
-  VMBUSD_TRY(receive_, channel_.ram().take(options.receive_pages));
-  VMBUSD_TRY(const std::uint32_t receive, channel_.lend(receive_.gpns()));
+  VMBUSD_TRY(buffers_.receive, channel().ram().take(options.receive_pages));
+  VMBUSD_TRY(const std::uint32_t receive, channel().lend(buffers_.receive.gpns()));
   NvspBytes answer;
-  VMBUSD_CHECK(
-      request(padded(NvspSendBuffer{NvspType::kSendReceiveBuffer, receive, kReceiveBufferId, 0}), answer));
+  VMBUSD_CHECK(request(nvsp_bytes(NvspSendBuffer{NvspType::kSendReceiveBuffer, receive, kReceiveBufferId, 0}),
+                       answer));
   NvspSendReceiveBufferComplete received;
   (void)read_wire(std::span<const std::byte>(answer), received);
   if (received.status != NvspStatus::kSuccess) return refused();
 
-  VMBUSD_TRY(send_, channel_.ram().take(options.send_pages));
-  VMBUSD_TRY(const std::uint32_t send, channel_.lend(send_.gpns()));
-  VMBUSD_CHECK(request(padded(NvspSendBuffer{NvspType::kSendSendBuffer, send, 0, 0}), answer));
+  VMBUSD_TRY(buffers_.send, channel().ram().take(options.send_pages));
+  VMBUSD_TRY(const std::uint32_t send, channel().lend(buffers_.send.gpns()));
+  VMBUSD_CHECK(request(nvsp_bytes(NvspSendBuffer{NvspType::kSendSendBuffer, send, 0, 0}), answer));
   NvspSendSendBufferComplete sent;
   (void)read_wire(std::span<const std::byte>(answer), sent);
   if (sent.status != NvspStatus::kSuccess || sent.section_size == 0) return refused();
-  section_size_ = sent.section_size;
-  sections_ = static_cast<std::uint32_t>(send_.bytes() / section_size_);
-  VMBUSD_TRY(heads_, channel_.ram().take((std::size_t{sections_} * kHeadSize + kPageSize - 1) / kPageSize));
-  busy_.assign(sections_, false);
-  free_.clear();
-  for (std::uint32_t section = sections_; section > 0; --section) free_.push_back(section - 1);
+  buffers_.section_size = sent.section_size;
+  buffers_.sections = static_cast<std::uint32_t>(buffers_.send.bytes() / sent.section_size);
+  const std::size_t head_bytes = std::size_t{buffers_.sections} * kNetHeadSize;
+  VMBUSD_TRY(buffers_.heads, channel().ram().take((head_bytes + kPageSize - 1) / kPageSize));
+  use(buffers_, 0, buffers_.sections);
   return {};
 }
 
@@ -139,138 +107,64 @@ Result<RndisStatus> NetClient::set(Oid oid, std::span<const std::byte> info) {
   return complete.status;
 }
 
-// Frames.
+// Sub-channels.
 
-Result<bool> NetClient::send(std::span<const std::byte> frame, std::uint32_t checksum) {
-  if (free_.empty()) return false;
-  const Head head(static_cast<std::uint32_t>(frame.size()),
-                  checksum == 0 ? std::nullopt : std::optional(std::pair(PpiType::kChecksum, checksum)));
-  VMBUSD_ASSERT(head.packet.header.message_length <= section_size_);
-  const std::uint32_t section = free_.back();
-  // The pages follow each other.
-  std::byte* const to = send_.host() + std::size_t{section} * section_size_;
-  std::memcpy(to, head.bytes().data(), head.bytes().size());
-  std::memcpy(to + head.bytes().size(), frame.data(), frame.size());
-  const NvspBytes message = padded(NvspSendRndisPacket{NvspType::kSendRndisPacket, NvspChannelType::kData,
-                                                       section, head.packet.header.message_length});
-  VMBUSD_TRY(const bool written,
-             channel_.to_host().write(
-                 {.completion_requested = true, .transaction_id = section, .payload = message}));
-  if (!written) return false;
-  free_.pop_back();
-  busy_[section] = true;
-  ++statistics_.sent;
-  return true;
+Result<std::uint32_t> NetClient::create_sub_channels(std::uint32_t count) {
+  NvspBytes answer;
+  const NvspSubChannelRequest asked = {NvspType::kSubChannel, kSubChannelAllocate, count};
+  VMBUSD_CHECK(request(nvsp_bytes(asked), answer));
+  NvspSubChannelComplete granted;
+  (void)read_wire(std::span<const std::byte>(answer), granted);
+  return granted.status == NvspStatus::kSuccess ? std::min(granted.count, count) : 0;
 }
 
-Result<bool> NetClient::send_large(const Pages& pages, std::uint32_t bytes, std::uint32_t mss) {
-  if (free_.empty()) return false;
-  const Head head(bytes, std::pair(PpiType::kLargeSend, mss | kLargeSendV2));
-  const std::uint32_t slot = free_.back();
-  heads_.write(std::size_t{slot} * kHeadSize, head.bytes());
-  // A range for the header and one a page, as Linux sends what lies scattered. [linux: fill_pg_buf]
-  extension_.clear();
-  const auto page_count = static_cast<std::uint32_t>((bytes + kPageSize - 1) / kPageSize);
-  extension_.push_back(std::bit_cast<std::uint64_t>(ring::GpaDirectHeader{0, 1 + page_count}));
-  extension_.push_back(std::bit_cast<std::uint64_t>(
-      ring::GpaRange{static_cast<std::uint32_t>(head.bytes().size()), slot * kHeadSize % kPageSize}));
-  extension_.push_back(heads_.gpns()[slot * kHeadSize / kPageSize]);
-  for (std::uint32_t page = 0; page < page_count; ++page) {
-    const auto size =
-        std::min<std::uint32_t>(kPageSize, bytes - page * static_cast<std::uint32_t>(kPageSize));
-    extension_.push_back(std::bit_cast<std::uint64_t>(ring::GpaRange{size, 0}));
-    extension_.push_back(pages.gpns()[page]);
-  }
-  const NvspBytes message =
-      padded(NvspSendRndisPacket{NvspType::kSendRndisPacket, NvspChannelType::kData, kNoSendSection, 0});
-  VMBUSD_TRY(const bool written, channel_.to_host().write({.type = ring::PacketType::kGpaDirect,
-                                                           .completion_requested = true,
-                                                           .transaction_id = slot,
-                                                           .extension = std::as_bytes(std::span(extension_)),
-                                                           .payload = message}));
-  if (!written) return false;
-  free_.pop_back();
-  busy_[slot] = true;
-  ++statistics_.sent;
-  return true;
-}
+Result<void> NetClient::use_sub_channels(std::span<NetQueue* const> queues) {
+  const auto channels = static_cast<std::uint32_t>(1 + queues.size());
+  const std::uint32_t share = buffers_.sections / channels;
+  use(buffers_, 0, share);
+  for (std::uint32_t i = 1; i < channels; ++i) queues[i - 1]->use(buffers_, i * share, share);
 
-Result<const ring::Packet*> NetClient::next_transfer() {
-  for (;;) {
-    VMBUSD_TRY(const ring::Packet* const packet, channel_.from_host().next());
-    if (!packet || packet->type == ring::PacketType::kTransferPages) return packet;
-    if (packet->type == ring::PacketType::kInband) continue;  // indirection table, VF association
-    VMBUSD_CHECK(complete_frame(*packet));
-  }
-}
-
-Result<void> NetClient::complete_frame(const ring::Packet& packet) {
-  NvspStatusMessage status;
-  if (packet.type != ring::PacketType::kCompletion || packet.payload_size < sizeof status ||
-      packet.transaction_id >= sections_ || !busy_[packet.transaction_id]) {
-    return fail(Errc::kProtocol, "the NIC completed what is not in flight");
-  }
-  channel_.from_host().read_payload(packet, 0, wire_bytes_writable(status));
-  ++(status.status == NvspStatus::kSuccess ? statistics_.completed : statistics_.refused);
-  busy_[packet.transaction_id] = false;
-  free_.push_back(static_cast<std::uint32_t>(packet.transaction_id));
+  struct {
+    NdisRssParameters parameters{};
+    std::array<std::uint32_t, kRssIndirectionEntriesMax> table{};
+    std::array<std::uint8_t, kRssKeySize> key{};
+  } rss;
+  static_assert(kIsWire<decltype(rss), sizeof rss.parameters + sizeof rss.table + sizeof rss.key>);
+  rss.parameters.header = {kNdisObjectRssParameters, 2, sizeof rss.parameters};
+  rss.parameters.hash_info = kHashToeplitz | kHashIpv4 | kHashTcpIpv4 | kHashIpv6 | kHashTcpIpv6;
+  rss.parameters.indirection_table_size = sizeof rss.table;
+  rss.parameters.indirection_table_offset = sizeof rss.parameters;
+  rss.parameters.hash_key_size = sizeof rss.key;
+  rss.parameters.hash_key_offset = sizeof rss.parameters + sizeof rss.table;
+  for (std::uint32_t i = 0; i < rss.table.size(); ++i) rss.table[i] = i % channels;
+  // Any key spreads flows that differ in more than one bit; this one is nobody's secret.
+  for (std::uint32_t i = 0; i < rss.key.size(); ++i) rss.key[i] = static_cast<std::uint8_t>(0x6d + 29 * i);
+  VMBUSD_TRY(const RndisStatus set_status, set(Oid::kGenReceiveScaleParameters, wire_bytes(rss)));
+  if (set_status != RndisStatus::kSuccess) return refused();
   return {};
 }
 
-Result<std::span<const std::byte>> NetClient::frame_at(const ring::TransferPageRange& range) const {
-  RndisPacket head;
-  if (range.byte_count < sizeof(RndisHeader) ||
-      std::uint64_t{range.byte_offset} + range.byte_count > receive_.bytes()) {
-    return fail(Errc::kProtocol, "a received message is outside the receive buffer");
-  }
-  const std::span<const std::byte> message(receive_.host() + range.byte_offset, range.byte_count);
-  if (!read_wire(message, head) || head.header.type != RndisType::kPacket) {
-    return std::span<const std::byte>();
-  }
-  const std::uint64_t begin = std::uint64_t{head.data_offset} + kRndisOffsetBase;
-  if (begin + head.data_length > message.size()) {
-    return fail(Errc::kProtocol, "a received frame is outside its message");
-  }
-  return message.subspan(begin, head.data_length);
-}
-
-Result<void> NetClient::give_back(const ring::Packet& packet) {
-  static const NvspBytes kTaken =
-      padded(NvspStatusMessage{NvspType::kSendRndisPacketComplete, NvspStatus::kSuccess});
-  const ring::PacketToWrite completion = {
-      .type = ring::PacketType::kCompletion, .transaction_id = packet.transaction_id, .payload = kTaken};
-  const auto deadline = std::chrono::steady_clock::now() + kPatience;
-  for (;;) {
-    VMBUSD_TRY(const bool written, channel_.to_host().write(completion));
-    if (written) return {};
-    if (std::chrono::steady_clock::now() > deadline) {
-      return fail_os(ETIMEDOUT, "the NIC does not read its ring");
-    }
-    VMBUSD_CHECK(channel_.flush());
-  }
-}
-
-// Initialisation.
+// Messages.
 
 Result<ring::Packet> NetClient::wait_packet() {
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
   for (;;) {
-    VMBUSD_TRY(const ring::Packet* const packet, channel_.from_host().next());
+    VMBUSD_TRY(const ring::Packet* const packet, channel().from_host().next());
     if (packet) return *packet;
     if (std::chrono::steady_clock::now() > deadline) return fail_os(ETIMEDOUT, "the NIC does not answer");
-    VMBUSD_CHECK(channel_.wait(kPatience));
+    VMBUSD_CHECK(channel().wait(kPatience));
   }
 }
 
 Result<void> NetClient::post(std::span<const std::byte> message) {
-  VMBUSD_TRY(const bool written, channel_.to_host().write({.transaction_id = kCallId, .payload = message}));
+  VMBUSD_TRY(const bool written, channel().to_host().write({.transaction_id = kCallId, .payload = message}));
   if (!written) return fail(Errc::kLimit, "no room for an NVSP message");
-  return channel_.flush();
+  return channel().flush();
 }
 
 Result<void> NetClient::request(std::span<const std::byte> message, std::span<std::byte> completion) {
   VMBUSD_TRY(const bool written,
-             channel_.to_host().write(
+             channel().to_host().write(
                  {.completion_requested = true, .transaction_id = kCallId, .payload = message}));
   if (!written) return fail(Errc::kLimit, "no room for an NVSP message");
   for (;;) {
@@ -279,25 +173,25 @@ Result<void> NetClient::request(std::span<const std::byte> message, std::span<st
     if (packet.transaction_id != kCallId || packet.payload_size < completion.size()) {
       return fail(Errc::kProtocol, "the NIC completed something else");
     }
-    channel_.from_host().read_payload(packet, 0, completion);
+    channel().from_host().read_payload(packet, 0, completion);
     return {};
   }
 }
 
 Result<std::vector<std::byte>> NetClient::control(std::span<const std::byte> message) {
-  VMBUSD_TRY(const Pages page, channel_.ram().take(1));
+  VMBUSD_TRY(const Pages page, channel().ram().take(1));
   page.write(0, message);
   const std::array<std::uint64_t, 3> extension = {
       std::bit_cast<std::uint64_t>(ring::GpaDirectHeader{0, 1}),
       std::bit_cast<std::uint64_t>(ring::GpaRange{static_cast<std::uint32_t>(message.size()), 0}),
       page.gpns().front()};
-  const NvspBytes announced =
-      padded(NvspSendRndisPacket{NvspType::kSendRndisPacket, NvspChannelType::kControl, kNoSendSection, 0});
-  VMBUSD_TRY(const bool written, channel_.to_host().write({.type = ring::PacketType::kGpaDirect,
-                                                           .completion_requested = true,
-                                                           .transaction_id = kCallId,
-                                                           .extension = std::as_bytes(std::span(extension)),
-                                                           .payload = announced}));
+  const NvspBytes announced = nvsp_bytes(
+      NvspSendRndisPacket{NvspType::kSendRndisPacket, NvspChannelType::kControl, kNoSendSection, 0});
+  VMBUSD_TRY(const bool written, channel().to_host().write({.type = ring::PacketType::kGpaDirect,
+                                                            .completion_requested = true,
+                                                            .transaction_id = kCallId,
+                                                            .extension = std::as_bytes(std::span(extension)),
+                                                            .payload = announced}));
   if (!written) return fail(Errc::kLimit, "no room for an RNDIS message");
   std::vector<std::byte> reply;
   for (bool taken = false; !taken || reply.empty();) {
@@ -306,19 +200,19 @@ Result<std::vector<std::byte>> NetClient::control(std::span<const std::byte> mes
     if (packet.type != ring::PacketType::kTransferPages) continue;
     std::array<std::uint32_t, 4> words;  // TransferPageHeader, TransferPageRange
     if (packet.extension_size < sizeof words) return fail(Errc::kProtocol, "a packet lacks its range");
-    channel_.from_host().read_extension(packet, 0, std::as_writable_bytes(std::span(words)));
+    channel().from_host().read_extension(packet, 0, std::as_writable_bytes(std::span(words)));
     if (words[1] == 0 || words[2] < sizeof(RndisHeader) ||
-        std::uint64_t{words[3]} + words[2] > receive_.bytes()) {
+        std::uint64_t{words[3]} + words[2] > buffers_.receive.bytes()) {
       return fail(Errc::kProtocol, "a received message is outside the receive buffer");
     }
     std::vector<std::byte> received(words[2]);
-    receive_.read(words[3], received);
+    buffers_.receive.read(words[3], received);
     VMBUSD_CHECK(give_back(packet));
     RndisHeader header;
     (void)read_wire(std::span<const std::byte>(received), header);
     if (header.type != RndisType::kIndicateStatus && header.type != RndisType::kPacket) reply = received;
   }
-  VMBUSD_CHECK(channel_.flush());
+  VMBUSD_CHECK(channel().flush());
   return reply;
 }
 

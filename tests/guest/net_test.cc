@@ -1,4 +1,5 @@
 // Frames from the guest's side, against vmbusd.
+#include <algorithm>
 #include <set>
 
 #include "guest/net_client.h"
@@ -16,17 +17,21 @@ constexpr MacAddress kMac{{0x02, 0, 0, 0, 0, 0x0a}};
 // frames that its back end makes.
 class NetHost {
  public:
-  NetHost() {
+  // `queues`: channels that nic0 may have, and VPs.
+  explicit NetHost(std::uint32_t queues = 1) {
     daemon_ = std::make_unique<daemon::RunningDaemon>(
         directory_,
         "[[partition]]\nname = 'one'\nsocket = 'one.sock'\n"
-        "[[partition.nic]]\nname = 'nic0'\nbackend = 'loopback'\nmac = '02:00:00:00:00:0a'\n"
-        "[[partition.nic]]\nname = 'nic1'\nbackend = 'null'\nreceive_bytes = 60\n");
+        "[[partition.nic]]\nname = 'nic0'\nbackend = 'loopback'\nmac = '02:00:00:00:00:0a'\nqueues = " +
+            std::to_string(queues) +
+            "\n"
+            "[[partition.nic]]\nname = 'nic1'\nbackend = 'null'\nreceive_bytes = 60\n");
     const bool ready = daemon_->wait_until_ready();
     INFO(daemon_->log());
     REQUIRE(ready);
     std::string error_text;
-    child_ = must(ChildPartition::attach({.socket_path = directory_.path("one.sock")}, error_text));
+    child_ = must(
+        ChildPartition::attach({.socket_path = directory_.path("one.sock"), .vp_count = queues}, error_text));
   }
   ~NetHost() {
     INFO(daemon_->log());
@@ -60,6 +65,10 @@ class NetDriver {
   std::unique_ptr<GuestChannel> channel;
   std::unique_ptr<NetClient> net;
 };
+
+bool equal(std::span<const std::byte> one, std::span<const std::byte> other) {
+  return std::equal(one.begin(), one.end(), other.begin(), other.end());
+}
 
 std::vector<std::byte> frame_of(std::size_t size, std::uint32_t seed) {
   std::vector<std::byte> frame = random_bytes(size, seed);
@@ -95,6 +104,66 @@ TEST_CASE("what the guest sends into a loop comes back as it was", "[guest]") {
   CHECK(expected.empty());
   CHECK(driver.net->statistics().completed == count);
   CHECK(driver.net->statistics().refused == 0);
+  must(driver.channel->close());
+}
+
+TEST_CASE("each channel of a NIC sends and receives for itself", "[guest]") {
+  constexpr std::uint32_t kChannels = 4;
+  constexpr std::uint32_t kFrames = 40;  // on each channel in each of two rounds
+  constexpr std::uint32_t kInFlightMax = 8;
+  NetHost host(kChannels);
+  NetDriver driver(host, 0, {});
+  // More than there are: the host says how many.
+  REQUIRE(must(driver.net->create_sub_channels(100)) == kChannels - 1);
+  std::vector<std::unique_ptr<GuestChannel>> channels;
+  std::vector<std::unique_ptr<NetQueue>> others;
+  std::vector<NetQueue*> queues;
+  for (std::uint32_t vp = 1; vp < kChannels; ++vp) {
+    const vmbus::OfferChannel offer = must(driver.bus.wait_offer());
+    CHECK(offer.sub_channel_index == vp);
+    channels.push_back(must(GuestChannel::open(
+        driver.bus, offer, {.to_host_pages = 32, .from_host_pages = 32, .target_vp = vp})));
+    others.push_back(std::make_unique<NetQueue>(*channels.back()));
+    queues.push_back(others.back().get());
+  }
+  const std::uint32_t sections = driver.net->sections();
+  must(driver.net->use_sub_channels(queues));
+  queues.insert(queues.begin(), driver.net.get());
+  for (const NetQueue* const queue : queues) CHECK(queue->sections() == sections / kChannels);
+
+  // The loop gives a frame back on the channel that it came by: one by one, then on all at once.
+  const auto exchange = [](NetQueue& queue, std::uint32_t until, std::uint32_t seed) {
+    while (queue.in_flight() < kInFlightMax && queue.statistics().sent < until) {
+      REQUIRE(must(queue.send(frame_of(60 + seed, seed))));
+    }
+    must(queue.wait());
+    (void)must(queue.poll(
+        [&](std::span<const std::byte> frame) { REQUIRE(equal(frame, frame_of(60 + seed, seed))); }));
+    return queue.statistics().received == until && queue.in_flight() == 0;
+  };
+  for (std::uint32_t i = 0; i < kChannels; ++i) {
+    while (!exchange(*queues[i], kFrames, i)) {
+    }
+  }
+  for (bool over = false; !over;) {
+    over = true;
+    for (std::uint32_t i = 0; i < kChannels; ++i) {
+      if (queues[i]->statistics().received < 2 * kFrames || queues[i]->in_flight() != 0)
+        over &= exchange(*queues[i], 2 * kFrames, i);
+    }
+  }
+  for (const NetQueue* const queue : queues) {
+    CHECK(queue->statistics().completed == 2 * kFrames);
+    CHECK(queue->statistics().refused == 0);
+  }
+  for (const auto& channel : channels) must(channel->close());
+  must(driver.channel->close());
+}
+
+TEST_CASE("a NIC of one queue gives no sub-channels", "[guest]") {
+  NetHost host;
+  NetDriver driver(host, 0, {});
+  CHECK(must(driver.net->create_sub_channels(3)) == 0);
   must(driver.channel->close());
 }
 
