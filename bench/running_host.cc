@@ -1,6 +1,7 @@
 #include "bench/running_host.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -64,17 +65,27 @@ double cpu_seconds(pid_t process) {
   return ticks / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
-std::uint64_t context_switches(pid_t process) {
-  std::uint64_t sum = 0;
+// Of all threads of a process. [proc(5)]
+struct Switches {
+  std::uint64_t voluntary = 0;  // went to sleep
+  std::uint64_t involuntary = 0;
+};
+Switches context_switches(pid_t process) {
+  Switches sum;
   std::error_code error;
   for (const auto& task : std::filesystem::directory_iterator(fmt::format("/proc/{}/task", process), error)) {
     std::ifstream file(task.path() / "status");
-    for (std::string line; std::getline(file, line);) {
-      if (line.find("ctxt_switches:") == std::string::npos) continue;
-      sum += std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10);
+    for (std::string word; file >> word;) {
+      std::uint64_t count = 0;
+      if (word == "voluntary_ctxt_switches:" && file >> count) sum.voluntary += count;
+      if (word == "nonvoluntary_ctxt_switches:" && file >> count) sum.involuntary += count;
     }
   }
   return sum;
+}
+std::uint64_t all_switches(pid_t process) {
+  const Switches switches = context_switches(process);
+  return switches.voluntary + switches.involuntary;
 }
 
 }  // namespace
@@ -137,13 +148,31 @@ std::vector<vmbus::OfferChannel> RunningHost::offers(const Guid& interface_type)
   return found;
 }
 
+std::uint64_t RunningHost::sleeps() const {
+  return context_switches(worker_).voluntary;
+}
+
+Result<void> RunningHost::run_on(std::size_t cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  std::error_code error;
+  for (const auto& task : std::filesystem::directory_iterator(fmt::format("/proc/{}/task", worker_), error)) {
+    const auto thread = static_cast<pid_t>(std::strtol(task.path().filename().c_str(), nullptr, 10));
+    if (::sched_setaffinity(thread, sizeof set, &set) != 0) {
+      return fail_os(errno, "cannot choose the worker's processor");
+    }
+  }
+  return {};
+}
+
 ProcessCost::ProcessCost(pid_t process) : process_(process), directory_("/tmp") {
   perf_ = spawn({"perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-o", directory_.path() + "/perf",
                  "-p", std::to_string(process)},
                 directory_.path("log"));
   // It has no other way to say that it counts.
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  before_ = {cpu_seconds(process), context_switches(process), {}};
+  before_ = {cpu_seconds(process), all_switches(process), {}};
 }
 
 ProcessCost::~ProcessCost() {
@@ -152,7 +181,7 @@ ProcessCost::~ProcessCost() {
 
 ProcessCost::Use ProcessCost::stop() {
   Use use = {
-      cpu_seconds(process_) - before_.cpu_seconds, context_switches(process_) - before_.context_switches, {}};
+      cpu_seconds(process_) - before_.cpu_seconds, all_switches(process_) - before_.context_switches, {}};
   end(std::exchange(perf_, -1), SIGINT);
   std::ifstream file(directory_.path() + "/perf");
   for (std::string line; std::getline(file, line);) {

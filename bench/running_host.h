@@ -44,6 +44,10 @@ class RunningHost {
   [[nodiscard]] std::vector<vmbus::OfferChannel> offers(const Guid& interface_type) const;
   // The partition worker's process.
   [[nodiscard]] pid_t worker() const { return worker_; }
+  // How often its threads went to sleep so far.
+  [[nodiscard]] std::uint64_t sleeps() const;
+  // All its threads on this processor only, from now on.
+  [[nodiscard]] Result<void> run_on(std::size_t cpu);
 
  private:
   RunningHost() : directory_("/tmp") {}
