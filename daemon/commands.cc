@@ -74,6 +74,7 @@ storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   if (disk.backend == Backend::kFile) disk.fd = fds.take();
   disk.size_bytes = object.integer64("size_bytes");
   disk.read_only = object.boolean("read_only");
+  disk.poll = object.boolean("poll");
   disk.discard = object.boolean("discard");
   disk.cache = static_cast<storvsp::CacheMode>(
       object.integer("cache", 0, static_cast<std::uint32_t>(storvsp::CacheMode::kUnsafe)));
@@ -133,6 +134,7 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     command.partition = object.text("partition");
     command.io_threads = object.integer("io_threads", 1, kIoThreadsMax);
     command.poll_us = object.integer("poll_us", 0, kPollUsMax);
+    command.polled_rings = object.boolean("polled_rings");
     return command;
   }
   if (what == kConfine) return read_sandbox(object);
@@ -202,7 +204,8 @@ EncodedCommand encode(const ConfigureCommand& command) {
   return {dump({{kDo, kConfigure},
                 {"partition", command.partition},
                 {"io_threads", command.io_threads},
-                {"poll_us", command.poll_us}}),
+                {"poll_us", command.poll_us},
+                {"polled_rings", command.polled_rings}}),
           {}};
 }
 
@@ -225,6 +228,7 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
                      {"backend", static_cast<std::uint32_t>(disk.backend)},
                      {"size_bytes", disk.size_bytes},
                      {"read_only", disk.read_only},
+                     {"poll", disk.poll},
                      {"discard", disk.discard},
                      {"cache", static_cast<std::uint32_t>(disk.cache)},
                      {"logical_block_bytes", disk.logical_block_bytes},

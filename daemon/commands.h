@@ -47,6 +47,7 @@ struct ConfigureCommand {
   std::string partition;
   std::uint32_t io_threads = 1;  // 1..kIoThreadsMax
   std::uint32_t poll_us = 0;     // 0..kPollUsMax
+  bool polled_rings = false;     // some disk is polled
 
   friend bool operator==(const ConfigureCommand&, const ConfigureCommand&) = default;
 };

@@ -519,6 +519,10 @@ class ConfigReader {
       image.direct = table.word("direct", kDirectIoWords).value_or(DirectIo::kAuto);
     }
     disk.read_only = table.boolean("readonly").value_or(false);
+    disk.poll = disk.backend == storvsp::DiskConfig::Backend::kFile && table.boolean("poll").value_or(false);
+    if (disk.poll && image.direct == DirectIo::kOff) {
+      table.refuse("poll", "needs O_DIRECT; accepted: true with direct = \"on\" or \"auto\"");
+    }
     disk.discard = table.boolean("discard").value_or(true);
     disk.cache = table.word("cache", kCacheModes).value_or(storvsp::CacheMode::kWriteback);
     disk.logical_block_bytes = table.word("block_size", kBlockSizes).value_or(0);

@@ -2,12 +2,15 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <span>
 #include <utility>
 
@@ -76,6 +79,22 @@ bool image_in_use(int fd, bool read_only) {
                      [&](int what) { return held_by_another(kDoesBase + what); });
 }
 
+// Why the kernel cannot poll for what the file's device completes; empty where it can.
+std::string polling_refused(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0 || (flags & O_DIRECT) == 0) return "there is no O_DIRECT on it";
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) return std::strerror(errno);
+  const dev_t device = S_ISBLK(status.st_mode) ? status.st_rdev : status.st_dev;
+  // [linux: Documentation/ABI/stable/sysfs-block, io_poll] A partition's queue is its disk's.
+  for (const char* const queue : {"queue", "../queue"}) {
+    std::ifstream file(fmt::format("/sys/dev/block/{}:{}/{}/io_poll", major(device), minor(device), queue));
+    char polls = 0;
+    if (file >> polls) return polls == '1' ? "" : "its device has no queues for that (io_poll is 0 in sysfs)";
+  }
+  return "which device it is on cannot be told";
+}
+
 }  // namespace
 
 std::string open_disk_image(const ImageConfig& image, const LogScope& log, storvsp::DiskConfig& disk) {
@@ -98,6 +117,11 @@ std::string open_disk_image(const ImageConfig& image, const LogScope& log, storv
     if (!refused.empty()) {
       log.info("LUN {} goes through the host's page cache, no O_DIRECT on {}: {}", disk.lun, image.path,
                refused);
+    }
+  }
+  if (disk.poll) {
+    if (const std::string refused = polling_refused(disk.fd.get()); !refused.empty()) {
+      return fmt::format("{} cannot be polled: {}; set poll = false", image.path, refused);
     }
   }
   if (image_in_use(disk.fd.get(), disk.read_only)) {

@@ -66,6 +66,13 @@ std::uint64_t own_bytes_max(const PartitionConfig& config, std::uint32_t queues,
   return bytes;
 }
 
+bool has_polled_disk(const PartitionConfig& config) {
+  return std::any_of(config.scsi.begin(), config.scsi.end(), [](const ScsiConfig& scsi) {
+    const auto& disks = scsi.controller.disks;
+    return std::any_of(disks.begin(), disks.end(), [](const storvsp::DiskConfig& disk) { return disk.poll; });
+  });
+}
+
 bool hung_up(const UniqueFd& socket) {
   pollfd poll{socket.get(), POLLRDHUP, 0};
   return ::poll(&poll, 1, 0) > 0 && (poll.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
@@ -219,6 +226,7 @@ void PartitionSupervisor::spawn() {
   ConfigureCommand configure;
   configure.partition = config_.name;
   configure.poll_us = config_.poll_us;
+  configure.polled_rings = has_polled_disk(config_);
   configure.io_threads = config_.io_threads;
   if (configure.io_threads == 0) {
     constexpr long kThreadsUnasked = 4;  // a guest with more to do is worth a line in its configuration

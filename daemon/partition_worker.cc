@@ -127,6 +127,7 @@ class PartitionWorker {
       io::WorkerOptions options;
       options.name = fmt::format("io{}", i);
       options.poll_time_max = std::chrono::microseconds(takes_turns_ ? 0 : configure.poll_us);
+      options.polled_ring = configure.polled_rings;
       auto worker = io::Worker::create(options);
       if (!worker) return give_notice(io::explain_setup_error(worker.error()));
       io_workers_.push_back(*std::move(worker));

@@ -5,7 +5,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,6 +20,8 @@
 #include "base/assert.h"
 #include "base/thread_role.h"
 #include "io/poll_time.h"
+#include "io/polled_ring.h"
+#include "io/ring_setup.h"
 #include "io/turn_taking.h"
 
 namespace vmbusd::io {
@@ -52,18 +53,11 @@ constexpr RequiredOpcode kRequiredOpcodes[] = {
     {IORING_OP_READ, "io_uring lacks IORING_OP_READ (Linux 5.6)"},
     {IORING_OP_WRITE, "io_uring lacks IORING_OP_WRITE (Linux 5.6)"},
 };
-// What the rings of this process may do; everything else the kernel refuses with EACCES, so that a process
-// which may not open a file cannot have its io_uring open one (Linux 5.10).
 constexpr std::uint8_t kAllowedOpcodes[] = {
     IORING_OP_READV,     IORING_OP_WRITEV, IORING_OP_READ, IORING_OP_WRITE,    IORING_OP_FSYNC,
     IORING_OP_FALLOCATE, IORING_OP_SEND,   IORING_OP_RECV, IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL,
 };
 constexpr std::uint8_t kAllowedEntryFlags = IOSQE_CQE_SKIP_SUCCESS | IOSQE_IO_HARDLINK;
-constexpr std::uint8_t kAllowedRegistrations[] = {
-    IORING_REGISTER_ENABLE_RINGS,
-    IORING_REGISTER_RING_FDS,
-    IORING_UNREGISTER_RING_FDS,
-};
 struct RequiredFeature {
   std::uint32_t feature;
   const char* missing;
@@ -84,19 +78,6 @@ constexpr std::array<unsigned, 3> kSetupFlags = {
     IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
     0,
 };
-
-// liburing 2.3 declares functions for these two but its library does not export them. 0 or an errno value.
-int register_with(const io_uring& ring, unsigned what, const void* argument, std::size_t count) {
-  return ::syscall(__NR_io_uring_register, ring.ring_fd, what, argument, count) == 0 ? 0 : errno;
-}
-bool enable_ring(const io_uring& ring) {
-  return register_with(ring, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) == 0;
-}
-
-// An invariant of ours is broken where the kernel refuses the ring as such; want of resources is not.
-bool may_pass(int error) {
-  return error == EINTR || error == EAGAIN || error == EBUSY || error == ENOMEM || error == ETIME;
-}
 
 void count(std::atomic<std::uint64_t>& counter) {
   // One writer: no locked instruction needed.
@@ -147,7 +128,6 @@ struct Worker::Impl {
 
   Result<void> set_up();
   Result<void> check_abilities();
-  Result<void> restrict_ring();
   void turn();
   bool run_posted();
   bool expire_timers();
@@ -166,6 +146,8 @@ struct Worker::Impl {
   bool ring_made = false;
   bool can_skip_completion = false;  // IOSQE_CQE_SKIP_SUCCESS, Linux 5.17
   SignalOp signal_op;
+
+  std::unique_ptr<PolledRing> polled_ring;  // where WorkerOptions have it
 
   PollList active;
   TimerSet timers;
@@ -201,7 +183,11 @@ Result<void> Worker::Impl::set_up() {
   if (error != 0) return fail_os(error, "cannot create io_uring");
   ring_made = true;
   VMBUSD_CHECK(check_abilities());
-  return restrict_ring();
+  VMBUSD_CHECK(restrict_ring(ring, kAllowedOpcodes, kAllowedEntryFlags));
+  if (options.polled_ring) {
+    VMBUSD_TRY(polled_ring, PolledRing::create(worker, options.entries));
+  }
+  return {};
 }
 
 Result<void> Worker::Impl::check_abilities() {
@@ -217,29 +203,6 @@ Result<void> Worker::Impl::check_abilities() {
     }
   }
   can_skip_completion = (ring.features & IORING_FEAT_CQE_SKIP) != 0;
-  return {};
-}
-
-Result<void> Worker::Impl::restrict_ring() {
-  constexpr std::size_t kCount = std::size(kAllowedOpcodes) + 1 + std::size(kAllowedRegistrations);
-  std::array<io_uring_restriction, kCount> allowed{};
-  io_uring_restriction* next = allowed.data();
-  for (const std::uint8_t opcode : kAllowedOpcodes) {
-    next->opcode = IORING_RESTRICTION_SQE_OP;
-    (next++)->sqe_op = opcode;
-  }
-  next->opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
-  (next++)->sqe_flags = kAllowedEntryFlags;
-  for (const std::uint8_t registration : kAllowedRegistrations) {
-    next->opcode = IORING_RESTRICTION_REGISTER_OP;
-    (next++)->register_op = registration;
-  }
-  int refused = register_with(ring, IORING_REGISTER_RESTRICTIONS, allowed.data(), allowed.size());
-  if (refused == EINVAL) {
-    // A kernel before 5.18 does not know the last two.
-    refused = register_with(ring, IORING_REGISTER_RESTRICTIONS, allowed.data(), allowed.size() - 2);
-  }
-  if (refused != 0) return fail_os(refused, "io_uring takes no restrictions");
   return {};
 }
 
@@ -493,6 +456,10 @@ void Worker::post(Task& task) {
 
 void Worker::post(std::function<void()> function) {
   impl_->push(*std::make_unique<FunctionTask>(std::move(function)).release());
+}
+
+PolledRing* Worker::polled_ring() {
+  return impl_->polled_ring.get();
 }
 
 io_uring_sqe* Worker::sqe(IoOp& op) {

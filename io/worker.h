@@ -90,7 +90,10 @@ struct WorkerOptions {
   // How long to poll at most after the last work before sleeping; 0: never. The worker polls for less, down
   // to not at all, while polling finds nothing.
   std::chrono::microseconds poll_time_max{50};
+  bool polled_ring = false;  // has one
 };
+
+class PolledRing;
 
 // Counters; written by the worker, read by anyone.
 struct WorkerStats {
@@ -136,6 +139,8 @@ class Worker {
   // request, it is back-pressure, and try again on the next poll() (return true from it so that there is
   // one).
   [[nodiscard]] io_uring_sqe* sqe(IoOp& op);
+  // nullptr where there is none: see WorkerOptions.
+  [[nodiscard]] PolledRing* polled_ring();
   // Queues a write of 1 to an eventfd, which should be non-blocking (else the kernel hands each write to a
   // thread of its own); falls back to write(2) where the queue is full. Never lost.
   void signal(int eventfd);

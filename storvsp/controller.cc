@@ -1,5 +1,7 @@
 #include "storvsp/controller.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <utility>
@@ -162,7 +164,10 @@ class Controller final : public devices::Device {
     } else {
       lun.disk =
           std::make_unique<FileDisk>(std::move(disk.fd), plan.probe, plan.geometry,
-                                     FileDisk::Options{max_transfer, disk.cache == CacheMode::kUnsafe});
+                                     FileDisk::Options{.max_transfer_bytes = max_transfer,
+                                                       .ignore_flush = disk.cache == CacheMode::kUnsafe,
+                                                       .poll = disk.poll,
+                                                       .subject = fmt::format("{} LUN {}", name_, disk.lun)});
     }
   }
   [[nodiscard]] bool has(std::uint8_t lun) const { return state_.luns[lun].unit != nullptr; }

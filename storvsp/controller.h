@@ -37,6 +37,7 @@ struct DiskConfig {
   std::uint64_t size_bytes = 0;  // kNull only: its capacity. kFile finds its own.
   bool read_only = false;
   CacheMode cache = CacheMode::kWriteback;
+  bool poll = false;                       // reads and writes are polled for; O_DIRECT only
   bool discard = true;                     // the guest may give space back, where the back end can
   std::uint32_t logical_block_bytes = 0;   // 512 or 4096; 0: what the back end needs, 512 where it can
   std::uint32_t physical_block_bytes = 0;  // power of two, 512..65536, >= logical; 0: what the back end says

@@ -78,6 +78,7 @@ class DiskRequest : public io::IoOp {
   std::uint32_t bytes_done = 0;
   std::uint32_t retries = 0;  // in a row without progress
   bool cancelled = false;     // not to be tried again
+  bool polled = false;        // handed to the worker's polled ring last
   std::byte* bounce = nullptr;
   iovec bounce_vector{};
 

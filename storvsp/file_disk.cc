@@ -16,6 +16,8 @@
 #include <thread>
 
 #include "base/assert.h"
+#include "base/log.h"
+#include "io/polled_ring.h"
 #include "storvsp/bounce_pool.h"
 
 namespace vmbusd::storvsp {
@@ -163,7 +165,8 @@ Result<FileProbe> probe_file(int fd) {
 //                                      +-------------+   short transfer, EINTR, EAGAIN
 class FileQueue final : public DiskQueue, private io::Pollable {
  public:
-  FileQueue(FileDisk& disk, io::Worker& worker) : disk_(disk), worker_(worker) {
+  FileQueue(FileDisk& disk, io::Worker& worker)
+      : disk_(disk), worker_(worker), polled_ring_(disk.options_.poll ? worker.polled_ring() : nullptr) {
     if (disk.probe_.memory_alignment > 1 || disk.probe_.direct) {
       bounce_ready_ = bounce_.reserve(disk.options_.max_transfer_bytes).has_value();
     }
@@ -253,8 +256,10 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     });
   }
 
-  // What io_uring has queued but not begun ends early. A request that finds no SQE here just takes its time.
+  // What io_uring has queued but not begun ends early. A request that finds no SQE here, or that is polled
+  // for, just takes its time.
   void cancel_in_kernel(DiskRequest& request) noexcept {
+    if (request.polled) return;
     io_uring_sqe* const sqe = worker_.sqe(cancel_result_ignored());
     if (sqe != nullptr) io_uring_prep_cancel(sqe, static_cast<io::IoOp*>(&request), 0);
   }
@@ -288,9 +293,18 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     start(request);
   }
 
+  // Where there is room. A write that is to be durable ends with a flush of the device, which nobody polls
+  // for.
+  io_uring_sqe* take_sqe(DiskRequest& request) noexcept {
+    const DiskIo& io = request.io;
+    request.polled = polled_ring_ != nullptr &&
+                     (io.op == DiskOp::kRead || (io.op == DiskOp::kWrite && !io.fua)) && disk_.polls();
+    return request.polled ? polled_ring_->sqe(request) : worker_.sqe(request);
+  }
+
   // Hands what is left of the request to the kernel.
   void start(DiskRequest& request) noexcept {
-    io_uring_sqe* const sqe = worker_.sqe(request);
+    io_uring_sqe* const sqe = take_sqe(request);
     if (sqe == nullptr) {
       backlog_.push_back(request);
       worker_.activate(*this);
@@ -360,6 +374,10 @@ class FileQueue final : public DiskQueue, private io::Pollable {
 
   // Transient conditions are tried again, a bounded number of times in a row.
   void failed(DiskRequest& request, int error) noexcept {
+    if (error == EOPNOTSUPP && request.polled) {
+      disk_.stop_polling();
+      return restart(request);
+    }
     if (error == EOPNOTSUPP && request.io.op == DiskOp::kZero && request.io.unmap) {
       request.io.unmap = false;  // zeros that take space, then
       return restart(request);
@@ -415,7 +433,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     bool worked = false;
     while (!backlog_.empty()) {
       DiskRequest& request = backlog_.front();
-      io_uring_sqe* const sqe = worker_.sqe(request);
+      io_uring_sqe* const sqe = take_sqe(request);
       if (sqe == nullptr) return true;
       backlog_.pop_front();
       prepare(*sqe, request);
@@ -430,6 +448,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
 
   FileDisk& disk_;
   io::Worker& worker_;
+  io::PolledRing* const polled_ring_;  // nullptr: there is none, or no use for it
   List bounce_waiting_;
   List backlog_;
   List in_flight_;
@@ -440,7 +459,12 @@ class FileQueue final : public DiskQueue, private io::Pollable {
 };
 
 FileDisk::FileDisk(UniqueFd fd, const FileProbe& probe, const DiskGeometry& geometry, const Options& options)
-    : fd_(std::move(fd)), probe_(probe), geometry_(geometry), options_(options) {}
+    : fd_(std::move(fd)), probe_(probe), geometry_(geometry), options_(options), polls_(options.poll) {}
+
+void FileDisk::stop_polling() {
+  if (!polls_.exchange(false, std::memory_order_relaxed)) return;
+  LogScope(options_.subject).warning("not polled any more: the kernel cannot poll this file or its device");
+}
 
 std::unique_ptr<DiskQueue> FileDisk::open_queue(io::Worker& worker) {
   return std::make_unique<FileQueue>(*this, worker);

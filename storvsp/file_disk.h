@@ -1,8 +1,10 @@
 // A disk in a raw file or on a block device.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "base/fd.h"
 #include "base/result.h"
@@ -36,6 +38,10 @@ class FileDisk final : public Disk {
   struct Options {
     std::uint32_t max_transfer_bytes = 1u << 20;  // of one request
     bool ignore_flush = false;                    // CacheMode::kUnsafe
+    // Reads and writes go to the worker's polled ring, where it has one, until the kernel says that they
+    // cannot. The file was opened with O_DIRECT.
+    bool poll = false;
+    std::string subject{};  // of the log
   };
 
   // `geometry` was made from the probe: its blocks are not smaller than the file's.
@@ -43,14 +49,20 @@ class FileDisk final : public Disk {
 
   [[nodiscard]] const DiskGeometry& geometry() const override { return geometry_; }
   [[nodiscard]] std::unique_ptr<DiskQueue> open_queue(io::Worker& worker) override;
+  // Whether reads and writes are polled for. Any thread.
+  [[nodiscard]] bool polls() const { return polls_.load(std::memory_order_relaxed); }
 
  private:
   friend class FileQueue;
+
+  // The kernel refuses. Any I/O worker.
+  void stop_polling();
 
   UniqueFd fd_;
   FileProbe probe_;
   DiskGeometry geometry_;
   Options options_;
+  std::atomic<bool> polls_;  // stands for itself, so relaxed
   BlockingCalls blocking_calls_;
 };
 

@@ -50,6 +50,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
     disk.fd = some_fd();
     disk.read_only = true;
     disk.discard = false;
+    disk.poll = true;
     disk.cache = storvsp::CacheMode::kUnsafe;
     disk.logical_block_bytes = 4096;
     disk.physical_block_bytes = 65536;
@@ -70,6 +71,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   CHECK(last.fd);
   CHECK(last.read_only);
   CHECK(!last.discard);
+  CHECK(last.poll);
   CHECK(last.cache == storvsp::CacheMode::kUnsafe);
   CHECK(last.logical_block_bytes == 4096);
   CHECK(last.physical_block_bytes == 65536);

@@ -328,13 +328,18 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        disk_with("read_only = true\n"),
        {"f.toml:9: partition.scsi.disk.read_only: unknown key (did you mean \"readonly\"?); accepted: "
         "backend, "
-        "block_size, cache, direct, discard, identity, lun, path, physical_block_size, product, readonly, "
+        "block_size, cache, direct, discard, identity, lun, path, physical_block_size, poll, product, "
+        "readonly, "
         "revision, "
         "serial, vendor"}},
       {"unknown word",
        disk_with("direct = \"yes\"\n"),
        {"f.toml:9: partition.scsi.disk.direct: \"yes\" is not accepted; accepted: \"auto\", \"on\", "
         "\"off\""}},
+      {"polled through the page cache",
+       disk_with("direct = \"off\"\npoll = true\n"),
+       {"f.toml:10: partition.scsi.disk.poll: needs O_DIRECT; accepted: true with direct = \"on\" or "
+        "\"auto\""}},
       {"unknown cache mode",
        disk_with("cache = \"none\"\n"),
        {"f.toml:9: partition.scsi.disk.cache: \"none\" is not accepted; accepted: \"writeback\", "
@@ -361,7 +366,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        {"f.toml:9: partition.scsi.disk.size: unknown key; accepted: backend, block_size, cache, direct, "
         "discard, "
         "identity, "
-        "lun, path, physical_block_size, product, readonly, revision, serial, vendor"}},
+        "lun, path, physical_block_size, poll, product, readonly, revision, serial, vendor"}},
       {"size of nothing",
        partition_with(
            "[[partition.scsi]]\nname = \"s\"\n[[partition.scsi.disk]]\nlun = 0\nbackend = \"null\"\n"

@@ -1,6 +1,8 @@
 #include "daemon/disk_image.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -52,6 +54,42 @@ TEST_CASE("an image is opened as the disk uses it", "[daemon]") {
   storvsp::DiskConfig writer;
   REQUIRE(image.open(writer) == "");
   CHECK((flags_of(writer) & (O_ACCMODE | O_DIRECT)) == O_RDWR);
+}
+
+// [linux: Documentation/ABI/stable/sysfs-block, io_poll] '\0' where the device under the path is not known.
+char sysfs_io_poll(const std::string& path) {
+  struct stat status {};
+  REQUIRE(::stat(path.c_str(), &status) == 0);
+  const std::string device =
+      "/sys/dev/block/" + std::to_string(major(status.st_dev)) + ":" + std::to_string(minor(status.st_dev));
+  char polls = 0;
+  if (!(std::ifstream(device + "/queue/io_poll") >> polls))
+    std::ifstream(device + "/../queue/io_poll") >> polls;
+  return polls;
+}
+
+TEST_CASE("a disk is polled only where its device can be", "[daemon]") {
+  Image image;
+  storvsp::DiskConfig disk = read_only_disk();
+  disk.poll = true;
+  CHECK(image.open(disk, DirectIo::kOff) ==
+        image.path() + " cannot be polled: there is no O_DIRECT on it; set poll = false");
+  storvsp::DiskConfig plain = read_only_disk();
+  if (!image.open(plain, DirectIo::kOn).empty()) return;
+  const std::string said = image.open(disk, DirectIo::kOn);
+  switch (sysfs_io_poll(image.path())) {
+    case '1':
+      CHECK(said == "");
+      break;
+    case '0':
+      CHECK(said == image.path() +
+                        " cannot be polled: its device has no queues for that (io_poll is 0 in sysfs); "
+                        "set poll = false");
+      break;
+    default:
+      CHECK(said ==
+            image.path() + " cannot be polled: which device it is on cannot be told; set poll = false");
+  }
 }
 
 TEST_CASE("O_DIRECT is used where it can be", "[daemon]") {

@@ -78,7 +78,7 @@ struct Buffer {
 
 // A disk on a worker.
 struct Fixture {
-  explicit Fixture(UniqueFd fd, bool ignore_flush = false, std::uint32_t entries = 64)
+  explicit Fixture(UniqueFd fd, bool ignore_flush = false, std::uint32_t entries = 64, bool poll = false)
       : raw(::dup(fd.get())) {
     const FileProbe probe = probe_file(fd.get()).value();
     DiskGeometry geometry;
@@ -86,9 +86,9 @@ struct Fixture {
     geometry.logical_block_bytes = probe.logical_block_bytes;
     direct = probe.direct;
     block_bytes = probe.logical_block_bytes;
-    disk =
-        std::make_unique<FileDisk>(std::move(fd), probe, geometry, FileDisk::Options{1u << 20, ignore_flush});
-    worker = std::move(*io::Worker::create({.name = "disk-test", .entries = entries}));
+    disk = std::make_unique<FileDisk>(std::move(fd), probe, geometry,
+                                      FileDisk::Options{1u << 20, ignore_flush, poll, "test"});
+    worker = std::move(*io::Worker::create({.name = "disk-test", .entries = entries, .polled_ring = poll}));
     worker->start();
     on_worker([this] { queue = disk->open_queue(*worker); });
   }
@@ -285,6 +285,67 @@ TEST_CASE("more operations than SQEs", "[storvsp]") {
   const Buffer in(1u << 20);
   CHECK(fixture.read(0, in.data, 1u << 20) == 0);
   CHECK(std::memcmp(in.data, out.data, in.size) == 0);
+}
+
+// Whether its device can be polled depends on the machine and its kernel; where not, the disk goes on
+// without.
+TEST_CASE("a polled disk does what others do", "[storvsp]") {
+  UniqueFd fd = temporary_file(O_DIRECT);
+  if (!fd) return;
+  REQUIRE(::ftruncate(fd.get(), kDiskBytes) == 0);
+  Fixture fixture(std::move(fd), false, 4, true);
+  const Buffer out(1u << 20);
+  const Buffer in(1u << 20);
+  out.fill(5);
+  // Writes of 4 KiB, many more than there are SQEs; every eighth is to be durable, and goes the other way.
+  std::vector<std::unique_ptr<TestRequest>> requests;
+  for (std::uint32_t i = 0; i < 256; ++i) {
+    requests.push_back(std::make_unique<TestRequest>());
+    requests.back()->vectors = {{out.data + i * 4096, 4096}};
+    requests.back()->io = {DiskOp::kWrite, i % 8 == 0, i * 4096, 4096};
+    requests.back()->buffers = requests.back()->vectors;
+  }
+  fixture.worker->post([&] {
+    for (const auto& request : requests) fixture.queue->submit(*request);
+  });
+  for (const auto& request : requests) CHECK(request->done.get_future().get() == 0);
+  CHECK(fixture.run({}, {}) == 0);  // a flush
+  CHECK(fixture.read(0, in.data, 1u << 20) == 0);
+  CHECK(std::memcmp(in.data, out.data, in.size) == 0);
+  SECTION("with buffers that are not aligned") {
+    CHECK(fixture.read(4096, in.data + 1, 8192) == 0);
+    CHECK(std::memcmp(in.data + 1, out.data + 4096, 8192) == 0);
+  }
+  SECTION("zeros") {
+    CHECK(fixture.run({DiskOp::kZero, false, 4096, 4096}, {}) == 0);
+    CHECK(fixture.read(4096, in.data, 4096) == 0);
+    CHECK(std::all_of(in.data, in.data + 4096, [](std::byte each) { return each == std::byte{}; }));
+  }
+  SECTION("cancelled with operations in flight") {
+    std::vector<std::unique_ptr<TestRequest>> reads;
+    for (std::uint32_t i = 0; i < 16; ++i) {
+      reads.push_back(std::make_unique<TestRequest>());
+      reads.back()->vectors = {{in.data + i * 4096, 4096}};
+      reads.back()->io = {DiskOp::kRead, false, i * 4096, 4096};
+      reads.back()->buffers = reads.back()->vectors;
+    }
+    fixture.worker->post([&] {
+      for (const auto& read : reads) fixture.queue->submit(*read);
+      fixture.queue->cancel();
+    });
+    for (const auto& read : reads) {
+      const int error = read->done.get_future().get();
+      CHECK((error == 0 || error == ECANCELED));
+    }
+  }
+}
+
+TEST_CASE("a file that knows no O_DIRECT is not polled for long", "[storvsp]") {
+  Fixture fixture(memory_file(kDiskBytes), false, 4, true);
+  CHECK(fixture.disk->polls());
+  const Buffer buffer(4096);
+  CHECK(fixture.read(0, buffer.data, 4096) == 0);
+  CHECK(!fixture.disk->polls());
 }
 
 TEST_CASE("a file cut while it is served gives errors, not zeros", "[storvsp]") {

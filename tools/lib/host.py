@@ -50,6 +50,7 @@ class Disk:
     readonly: bool = False
     vendor: str = "VMBUSD"
     product: str = "TEST DISK"
+    options: str = ""  # further keys, as TOML
 
     def toml(self, lun):
         return (
@@ -60,6 +61,7 @@ class Disk:
             f'    product = "{self.product}"\n'
             f'    serial = "{self.serial}"\n'
             f"    readonly = {str(self.readonly).lower()}\n"
+            f"    {self.options}\n"
         )
 
 

@@ -142,6 +142,30 @@ def four_cpus_4g_loop_device(session):
     verified_disk(session, Disk(pathlib.Path(loop), "LOOP-1"), image, 64, 4, "4G")
 
 
+def polled_disk(session):
+    """A disk on a device with a queue that completes only what is polled for: the guest's data is right, and it was polled."""
+    run("modprobe", "null_blk", "gb=1", "memory_backed=1", "nr_devices=1", "submit_queues=1", "poll_queues=1", "irqmode=0")
+    session.undo("modprobe", "-r", "null_blk")
+    device = pathlib.Path("/dev/nullb0")
+    tracing = pathlib.Path("/sys/kernel/tracing")
+    if not (tracing / "kprobe_events").exists():
+        run("mount", "-t", "tracefs", "tracefs", tracing)
+    # How often the driver was asked. [linux: Documentation/trace/kprobetrace.rst]
+    (tracing / "kprobe_events").write_text("p:vmbusd_polled null_poll\n")
+    enabled = tracing / "events/kprobes/vmbusd_polled/enable"
+    enabled.write_text("1")
+    try:
+        session.start_daemon({"demo": [Disk(device, "POLL-1", options='direct = "on"\n    poll = true')]})
+        verified_disk(session, Disk(device, "POLL-1"), device, 64, 2, "512M")
+        hits = next(line.split()[1] for line in (tracing / "kprobe_profile").read_text().splitlines() if "vmbusd_polled" in line)
+    finally:
+        enabled.write_text("0")
+        (tracing / "kprobe_events").write_text("-:vmbusd_polled\n")
+    # 64 MiB in requests of 1 MiB at most, each asked for once at least.
+    check(int(hits) >= 64, f"the device was asked {hits} times only for what is done")
+    session.say("polled", f"the device was asked {hits} times")
+
+
 def second_kernel(session):
     """The disk test with another kernel than the default one."""
     session.plan.update(session.plan["second"])
@@ -554,6 +578,7 @@ SCENARIOS = {
     "demo": demo,
     "one-cpu-256m": one_cpu_256m,
     "four-cpus-4g-loop-device": four_cpus_4g_loop_device,
+    "polled-disk": polled_disk,
     "reboot": reboot,
     "read-only": read_only,
     "host-write-error": host_write_error,
