@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/cache_line.h"
 #include "base/log.h"
 #include "base/result.h"
 #include "devices/monitor_slot.h"
@@ -81,7 +82,7 @@ struct ChannelStats {
 
 // Life cycle, all on the worker: start() -> [pause() -> resume()]* -> stop(). Created and destroyed on the
 // control thread, outside that span.
-class Channel final : public io::Pollable, private ring::OutgoingRing::Publisher {
+class alignas(kCacheLineBytes) Channel final : public io::Pollable, private ring::OutgoingRing::Publisher {
  public:
   struct Config {
     std::string name;  // for logs: "guest1/scsi0" or "guest1/nic0.3"

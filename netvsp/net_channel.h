@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "base/cache_line.h"
 #include "devices/channel.h"
 #include "devices/device.h"
 #include "netvsp/backend.h"
@@ -39,7 +40,7 @@ class NicServices {
 //   completions owed -> outgoing ring
 //   incoming ring: data -> Transmitter -> BackendQueue; completions -> Receiver; all else: handle_message()
 //   BackendQueue -> Receiver -> outgoing ring
-class NetChannel : public devices::ChannelHandler, private QueueUser {
+class alignas(kCacheLineBytes) NetChannel : public devices::ChannelHandler, private QueueUser {
  public:
   NetChannel(NicServices& nic, std::shared_ptr<Opening> opening, std::uint32_t index);
   ~NetChannel() override;

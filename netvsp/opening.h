@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "base/cache_line.h"
 #include "io/worker.h"
 #include "netvsp/counters.h"
 #include "netvsp/nvsp_session.h"
@@ -48,7 +49,7 @@ struct Opening {
 };
 
 // The counters of a queue, for others to read: its channel publishes them at the end of each turn.
-class PublishedCounters {
+class alignas(kCacheLineBytes) PublishedCounters {
  public:
   void publish(const QueueCounters& counters) {
     const auto words = std::bit_cast<Words>(counters);

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "base/cache_line.h"
 #include "devices/channel.h"
 #include "ringbuffer/gpa_direct.h"
 #include "storvsp/channel_set.h"
@@ -91,7 +92,7 @@ class StorRequest final : public DiskRequest {
 //
 // The pool bounds what the guest makes us hold: without a free request the ring is not read. Nothing is
 // allocated, and no lock taken, after start().
-class StorChannel final : public devices::ChannelHandler {
+class alignas(kCacheLineBytes) StorChannel final : public devices::ChannelHandler {
  public:
   using OfferSubChannels = std::function<void(std::uint32_t count)>;
 
