@@ -103,6 +103,10 @@ int main(int argc, char** argv) {
         ->capture_default_str();
   };
 
+  const auto poll = [](CLI::App* command, std::uint32_t& us) {
+    command->add_option("--poll-us", us, "poll_us of the partition")->capture_default_str();
+  };
+
   InstructionsOptions instruction_options;
   CLI::App* const instruction_command = common(
       app.add_subcommand("instructions", "User-space instructions per operation, counted by callgrind"));
@@ -130,6 +134,7 @@ int main(int argc, char** argv) {
   storage_command->add_option("--rounds", storage.rounds, "Interleaved runs of each")->capture_default_str();
   storage_command->add_option("--seconds", storage.seconds, "Of each run")->capture_default_str();
   halt_poll(storage_command, storage.halt_poll_us);
+  poll(storage_command, storage.poll_us);
   storage_command
       ->add_option("--channels", storage.channels, "Each on a processor of the guest's, and fio's jobs")
       ->check(CLI::Range(1, 4))
@@ -144,6 +149,7 @@ int main(int argc, char** argv) {
   network_command->add_option("--rounds", network.rounds, "Runs of each")->capture_default_str();
   network_command->add_option("--seconds", network.seconds, "Of each run")->capture_default_str();
   halt_poll(network_command, network.halt_poll_us);
+  poll(network_command, network.poll_us);
   network_command->add_option("--channels", network.channels, "Each on a processor of the guest's")
       ->check(CLI::Range(1, 4))
       ->capture_default_str();

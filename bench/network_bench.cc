@@ -235,11 +235,12 @@ Result<nlohmann::json> measure_network(const NetworkOptions& options, bool quiet
   nlohmann::json rows = nlohmann::json::array();
   for (const Load& load : kLoads) {
     VMBUSD_TRY(const std::unique_ptr<RunningHost> host,
-               RunningHost::start({.vmbusd = options.vmbusd,
-                                   .devices = fmt::format("[[partition.nic]]\nname = 'nic0'\nqueues = {}\n{}",
-                                                          options.channels, load.nic),
-                                   .vp_count = options.channels,
-                                   .halt_poll = std::chrono::microseconds(options.halt_poll_us)}));
+               RunningHost::start(
+                   {.vmbusd = options.vmbusd,
+                    .devices = fmt::format("poll_us = {}\n[[partition.nic]]\nname = 'nic0'\nqueues = {}\n{}",
+                                           options.poll_us, options.channels, load.nic),
+                    .vp_count = options.channels,
+                    .halt_poll = std::chrono::microseconds(options.halt_poll_us)}));
     VMBUSD_TRY(const std::unique_ptr<Nic> nic, Nic::make(*host, load, options.channels));
     std::vector<double> frames;
     std::vector<Run> runs;

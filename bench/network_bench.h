@@ -15,6 +15,7 @@ struct NetworkOptions {
   std::uint32_t rounds = 5;
   double seconds = 1;  // of each run
   std::uint32_t halt_poll_us = kHaltPollUs;
+  std::uint32_t poll_us = kPollUs;
   std::uint32_t channels = 1;  // 1..4, each on a VP and a thread of its own
 };
 

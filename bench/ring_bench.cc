@@ -129,6 +129,30 @@ void copies_alone(benchmark::State& state) {
 BENCHMARK_TEMPLATE(copies_alone, 64)->ArgName("batch")->Arg(1)->Arg(16);
 BENCHMARK_TEMPLATE(copies_alone, 4096)->ArgName("batch")->Arg(1)->Arg(16);
 
+// The same and what publishing two indices takes at the least, one at a time: two full barriers, as locked
+// exchanges.
+void copies_and_exchanges(benchmark::State& state) {
+  const Pages pages;
+  constexpr std::size_t kStride = ring::OutgoingRing::packet_size(0, 64);
+  const std::atomic_ref<std::uint32_t> write_index(pages.control()->write_index);
+  const std::atomic_ref<std::uint32_t> read_index(pages.control()->read_index);
+  std::array<std::byte, 64> sent{};
+  std::array<std::byte, 64> received{};
+  std::uint32_t at = 0;
+  for ([[maybe_unused]] auto iteration : state) {
+    if (at + kStride > kDataBytes) at = 0;
+    benchmark::DoNotOptimize(sent);
+    std::memcpy(pages.data() + at, sent.data(), sent.size());
+    write_index.exchange(at, std::memory_order_seq_cst);
+    ring::copy_from_shared(received.data(), pages.data() + at, received.size());
+    benchmark::DoNotOptimize(received);
+    read_index.exchange(at, std::memory_order_seq_cst);
+    at += kStride;
+  }
+  state.SetItemsProcessed(state.iterations());
+}
+BENCHMARK(copies_and_exchanges);
+
 constexpr std::uint64_t kStream = 1 << 16;  // packets of one iteration between two threads
 
 // A thread writes, another reads what is there until all has come. `Writer` and `Reader` return how many

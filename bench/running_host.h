@@ -21,6 +21,8 @@ namespace vmbusd::bench {
 // How long a halted processor of the guest's polls for interrupts, unless said otherwise: KVM's own default.
 // [linux: arch/x86/include/asm/kvm_host.h, KVM_HALT_POLL_NS_DEFAULT]
 inline constexpr std::uint32_t kHaltPollUs = 200;
+// How long vmbusd's I/O threads poll, unless said otherwise: its default.
+inline constexpr std::uint32_t kPollUs = 50;
 
 // vmbusd with one partition, and a user-space child partition attached to it that has its offers.
 class RunningHost {

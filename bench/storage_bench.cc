@@ -277,16 +277,17 @@ Result<nlohmann::json> measure_storage(const StorageOptions& options, bool quiet
   const std::string file = directory.path() + "/disk.img";
   VMBUSD_CHECK(make_file(file));
   VMBUSD_TRY(const std::unique_ptr<RunningHost> host,
-             RunningHost::start({.vmbusd = options.vmbusd,
-                                 .devices = fmt::format("[[partition.scsi]]\nname = 'scsi0'\nchannels = {}\n"
-                                                        "[[partition.scsi.disk]]\nlun = {}\npath = '{}'\n"
-                                                        "direct = '{}'\n[[partition.scsi.disk]]\nlun = {}\n"
-                                                        "backend = 'null'\nsize = '256M'\n",
-                                                        options.channels, kFileLun, file,
-                                                        options.direct ? "on" : "off", kNullLun),
-                                 .guest_memory_bytes = options.channels * (128u << 20),
-                                 .vp_count = options.channels,
-                                 .halt_poll = std::chrono::microseconds(options.halt_poll_us)}));
+             RunningHost::start(
+                 {.vmbusd = options.vmbusd,
+                  .devices = fmt::format("poll_us = {}\n[[partition.scsi]]\nname = 'scsi0'\nchannels = {}\n"
+                                         "[[partition.scsi.disk]]\nlun = {}\npath = '{}'\n"
+                                         "direct = '{}'\n[[partition.scsi.disk]]\nlun = {}\n"
+                                         "backend = 'null'\nsize = '256M'\n",
+                                         options.poll_us, options.channels, kFileLun, file,
+                                         options.direct ? "on" : "off", kNullLun),
+                  .guest_memory_bytes = options.channels * (128u << 20),
+                  .vp_count = options.channels,
+                  .halt_poll = std::chrono::microseconds(options.halt_poll_us)}));
   if (!quiet) {
     fmt::print(
         "what       bs   qd    reads/s (least..most)  latency us   by I/O: calls, doorbells, interrupts, "

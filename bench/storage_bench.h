@@ -20,6 +20,7 @@ struct StorageOptions {
   std::uint32_t rounds = 5;
   double seconds = 1;  // of each run
   std::uint32_t halt_poll_us = kHaltPollUs;
+  std::uint32_t poll_us = kPollUs;
   std::uint32_t channels = 1;  // 1..4, each on a VP and a thread of its own; fio has as many jobs
   std::vector<std::uint32_t> block_bytes = {4096, 131072};
   std::vector<std::uint32_t> depths = {1, 32, 128};
