@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -28,7 +29,14 @@ std::string count_name(const Operation& operation, std::uint64_t count) {
   return fmt::format("{}:{}", operation.name, count);
 }
 
-Result<void> run_callgrind(const std::string& output) {
+// What callgrind writes of one count: its events, in the order of kEvents where it simulates caches.
+using Totals = std::map<std::string, std::vector<std::uint64_t>>;
+constexpr std::size_t kInstructions = 0;
+constexpr std::size_t kReadMisses = 4;  // of the first-level data cache
+constexpr std::size_t kWriteMisses = 5;
+constexpr const char* kEvents = "events: Ir Dr Dw I1mr D1mr D1mw ";
+
+Result<void> run_callgrind(const std::string& output, bool caches) {
   const std::string out_option = "--callgrind-out-file=" + output;
   const std::string self = std::filesystem::read_symlink("/proc/self/exe");
   const std::vector<const char*> words = {"valgrind",
@@ -36,6 +44,7 @@ Result<void> run_callgrind(const std::string& output) {
                                           "--tool=callgrind",
                                           "--collect-atstart=no",
                                           "--combine-dumps=yes",
+                                          caches ? "--cache-sim=yes" : "--cache-sim=no",
                                           out_option.c_str(),
                                           self.c_str(),
                                           "run-operations",
@@ -57,20 +66,44 @@ Result<void> run_callgrind(const std::string& output) {
 }
 
 // The totals of callgrind's dumps, by the name that write_count() gave each.
-Result<InstructionTable> read_dumps(const std::string& path) {
+Result<Totals> read_dumps(const std::string& path, bool caches) {
   std::ifstream file(path);
-  InstructionTable totals;
+  Totals totals;
+  bool events_known = !caches;
   std::string name;
   const std::string name_prefix = "desc: Trigger: Client Request: ";
   const std::string total_prefix = "totals: ";
   for (std::string line; std::getline(file, line);) {
     if (line.starts_with(name_prefix)) name = line.substr(name_prefix.size());
+    if (line.starts_with(kEvents)) events_known = true;
     if (line.starts_with(total_prefix) && !name.empty()) {
-      totals[name] = std::strtoull(line.c_str() + total_prefix.size(), nullptr, 10);
+      std::istringstream words(line.substr(total_prefix.size()));
+      // Events at the end that never happened are left out.
+      std::vector<std::uint64_t>& counts = totals[name];
+      for (std::uint64_t count = 0; words >> count;) counts.push_back(count);
+      counts.resize(std::max(counts.size(), kWriteMisses + 1));
       name.clear();
     }
   }
-  if (totals.empty()) return fail(Errc::kOs, "callgrind wrote no counts");
+  if (totals.empty() || !events_known) return fail(Errc::kOs, "callgrind wrote no counts");
+  return totals;
+}
+
+// Runs all operations; there are both counts of each.
+Result<Totals> count(bool caches) {
+  const TemporaryDirectory directory("/tmp");
+  if (directory.path().empty()) return fail_os(errno, "cannot make a temporary folder");
+  const std::string output = directory.path() + "/callgrind.out";
+  VMBUSD_CHECK(run_callgrind(output, caches));
+  VMBUSD_TRY(Totals totals, read_dumps(output, caches));
+  for (const Operation& operation : operations()) {
+    const auto fewer = totals.find(count_name(operation, kFewer));
+    const auto more = totals.find(count_name(operation, kMore));
+    if (fewer == totals.end() || more == totals.end() ||
+        more->second[kInstructions] < fewer->second[kInstructions]) {
+      return fail(Errc::kOs, "callgrind's counts are not what was asked for");
+    }
+  }
   return totals;
 }
 
@@ -87,19 +120,26 @@ Result<void> run_operations() {
 }
 
 Result<InstructionTable> count_instructions() {
-  const TemporaryDirectory directory("/tmp");
-  if (directory.path().empty()) return fail_os(errno, "cannot make a temporary folder");
-  const std::string output = directory.path() + "/callgrind.out";
-  VMBUSD_CHECK(run_callgrind(output));
-  VMBUSD_TRY(const InstructionTable totals, read_dumps(output));
+  VMBUSD_TRY(const Totals totals, count(false));
   InstructionTable table;
   for (const Operation& operation : operations()) {
-    const auto fewer = totals.find(count_name(operation, kFewer));
-    const auto more = totals.find(count_name(operation, kMore));
-    if (fewer == totals.end() || more == totals.end() || more->second < fewer->second) {
-      return fail(Errc::kOs, "callgrind's counts are not what was asked for");
-    }
-    table[operation.name] = (more->second - fewer->second) / (kMore - kFewer);
+    const auto& fewer = totals.at(count_name(operation, kFewer));
+    const auto& more = totals.at(count_name(operation, kMore));
+    table[operation.name] = (more[kInstructions] - fewer[kInstructions]) / (kMore - kFewer);
+  }
+  return table;
+}
+
+Result<MissTable> count_misses() {
+  VMBUSD_TRY(const Totals totals, count(true));
+  MissTable table;
+  for (const Operation& operation : operations()) {
+    const auto& fewer = totals.at(count_name(operation, kFewer));
+    const auto& more = totals.at(count_name(operation, kMore));
+    const auto each = [&](std::size_t event) {
+      return (static_cast<double>(more[event]) - static_cast<double>(fewer[event])) / (kMore - kFewer);
+    };
+    table[operation.name] = {each(kReadMisses), each(kWriteMisses)};
   }
   return table;
 }

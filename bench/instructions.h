@@ -15,6 +15,14 @@ using InstructionTable = std::map<std::string, std::uint64_t>;
 // Runs this program under valgrind, which is to call run_operations(). Errc::kUnsupported where there is no
 // valgrind.
 [[nodiscard]] Result<InstructionTable> count_instructions();
+// Misses of a first-level data cache as large as this machine's, which callgrind simulates for both ends on
+// one thread: lines that guest and host hand each other across processors are not among them.
+struct Misses {
+  double reads = 0;
+  double writes = 0;
+};
+using MissTable = std::map<std::string, Misses>;
+[[nodiscard]] Result<MissTable> count_misses();
 // What runs there: each operation with two counts, so that the difference holds no set-up.
 [[nodiscard]] Result<void> run_operations();
 

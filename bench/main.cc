@@ -31,9 +31,25 @@ int report(const Error& error) {
 struct InstructionsOptions {
   std::string check;
   std::string write;
+  bool caches = false;
 };
 
+int misses(bool json) {
+  const Result<MissTable> table = count_misses();
+  if (!table) return report(table.error());
+  nlohmann::json rows;
+  for (const Operation& operation : operations()) {
+    const Misses& each = table->at(operation.name);
+    rows[operation.name] = {{"read_misses", each.reads}, {"write_misses", each.writes}};
+    if (!json)
+      fmt::print("{:24} {:6.2f} {:6.2f}  {}\n", operation.name, each.reads, each.writes, operation.what);
+  }
+  if (json) fmt::print("{}\n", rows.dump(2));
+  return 0;
+}
+
 int instructions(const InstructionsOptions& options, bool json) {
+  if (options.caches) return misses(json);
   const Result<InstructionTable> table = count_instructions();
   if (!table) return report(table.error());
   if (json) {
@@ -113,6 +129,11 @@ int main(int argc, char** argv) {
   instruction_command->add_option("--check", instruction_options.check,
                                   "Fail where an operation takes over 5 % more than this table says");
   instruction_command->add_option("--write", instruction_options.write, "Write the table to this file");
+  instruction_command
+      ->add_flag("--caches", instruction_options.caches,
+                 "Misses of a simulated first-level data cache instead")
+      ->excludes("--check")
+      ->excludes("--write");
   CLI::App* const run_command =
       app.add_subcommand("run-operations", "What `instructions` runs under valgrind")->group("");
 
