@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/wire.h"
 #include "devices/channel.h"
 #include "netvsp/mac_address.h"
 #include "netvsp/nic_state.h"
@@ -83,6 +84,7 @@ struct NicRecord {
   std::array<std::uint8_t, kRssKeySize> rss_key;
   std::array<std::uint8_t, kRssIndirectionEntriesMax> rss_table;
 };
+static_assert(kIsWire<NicRecord, 224>);
 
 // At the region's begin; the ReceiveRecords follow, as many as the channel has sub-allocations.
 struct alignas(64) NetRecord {

@@ -1,4 +1,5 @@
-// NVSP messages in any order, GPADLs found and lost in between.
+// NVSP messages in any order, GPADLs found and lost in between; and sessions as a worker process that died
+// may have left them.
 //
 // Input: [action u8, length u8, bytes]*
 #include <utility>
@@ -33,11 +34,14 @@ class Run {
         session_.receive_buffer_lost();
         receive_pending_ = false;
         break;
+      case 7:
+        take_up(input.bytes(sizeof(NicRecord)));
+        break;
       default:
         message(input.bytes(length));
         break;
     }
-    check_state();
+    check(state_);
   }
 
  private:
@@ -87,14 +91,31 @@ class Run {
     VMBUSD_ASSERT(done.status != NvspStatus::kSuccess || done.section_size <= size);
   }
 
+  // Beside the session: what it is refused or becomes is its own affair.
+  static void take_up(const std::vector<std::byte>& bytes) {
+    NicRecord record;
+    if (!read_wire(bytes, record)) return;
+    NicState state;
+    state.queues = kQueues;
+    NvspSession session(state, kLimits);
+    if (!session.restore(record)) return;
+    check(state);
+    VMBUSD_ASSERT(session.negotiated());
+    NicRecord again{};
+    session.save(again);
+    VMBUSD_ASSERT(again.nvsp_version == record.nvsp_version && again.mtu == record.mtu &&
+                  again.sub_channels == record.sub_channels && again.sub_channels < kQueues &&
+                  again.offloads_supported == record.offloads_supported);
+  }
+
   static void check_completion(const NvspCompletion& completion) {
     VMBUSD_ASSERT(completion.size == 0 || completion.size == kNvspMessageSize);
   }
 
-  void check_state() const {
-    VMBUSD_ASSERT(state_.mtu <= kLimits.mtu && state_.mtu >= kMtuMin);
-    VMBUSD_ASSERT((state_.offloads_supported & ~kLimits.offloads) == 0);
-    VMBUSD_ASSERT((state_.offloads_supported & kAllRsc) == 0 || state_.nvsp_version >= NvspVersion::k61);
+  static void check(const NicState& state) {
+    VMBUSD_ASSERT(state.mtu <= kLimits.mtu && state.mtu >= kMtuMin);
+    VMBUSD_ASSERT((state.offloads_supported & ~kLimits.offloads) == 0);
+    VMBUSD_ASSERT((state.offloads_supported & kAllRsc) == 0 || state.nvsp_version >= NvspVersion::k61);
   }
 
   static constexpr std::uint32_t kReceiveFrameRoom = 112 + 36;

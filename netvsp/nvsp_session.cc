@@ -227,8 +227,9 @@ Result<void> NvspSession::restore(const NicRecord& record) {
   if (std::find(std::begin(kVersions), std::end(kVersions), version) == std::end(kVersions)) {
     return fail(Errc::kProtocol, "a NIC's session of no NVSP version");
   }
+  const std::uint32_t offloads = limits_.offloads & (version < NvspVersion::k61 ? ~kAllRsc : ~0u);
   if (record.mtu < std::min(kMtuMin, limits_.mtu) || record.mtu > limits_.mtu ||
-      (record.offloads_supported & ~limits_.offloads) != 0) {
+      (record.offloads_supported & ~offloads) != 0) {
     return fail(Errc::kProtocol, "a NIC's session with more than the NIC has");
   }
   if (record.sub_channels >= state_.queues || (record.sub_channels != 0 && version < NvspVersion::k5)) {
