@@ -34,6 +34,7 @@ TEST_CASE("a flood of datagrams waits in the socket", "[attach]") {
           return {};
         },
         [](const Error&) {});
+    socket->start();
   });
 
   const auto begin = std::chrono::steady_clock::now();
