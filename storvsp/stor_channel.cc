@@ -574,12 +574,15 @@ void StorChannel::abort(std::uint64_t luns, const std::shared_ptr<Barrier>& barr
     answer(request);
     channel_->end_op();
   }
-  for (auto next = outstanding_.begin(); next != outstanding_.end();) {
-    StorRequest& request = *next++;
-    const std::uint8_t lun = request.slot->packet.srb.lun;
-    if (request.aborted || (luns >> lun & 1) == 0) continue;
+  for (StorRequest& request : outstanding_) {
+    if (request.aborted || (luns >> request.slot->packet.srb.lun & 1) == 0) continue;
     request.aborted = true;
-    if (request.job == nullptr || request.job->begun) queues_[lun]->abort(request);
+    request.abort_due = request.job == nullptr || request.job->begun;
+  }
+  // Not by the list: one that ends at once may take others off it with it, such as a job that waited for it.
+  for (std::size_t i = 0; i < count_; ++i) {
+    StorRequest& request = requests_[i];
+    if (std::exchange(request.abort_due, false)) queues_[request.slot->packet.srb.lun]->abort(request);
   }
   finish_drains();
 }
@@ -609,7 +612,7 @@ void StorChannel::leave_when_idle() {
 
 void StorChannel::disk_done(StorRequest& request, int error) {
   if (request.job != nullptr) return job_disk_done(request, error);
-  outstanding_.erase(outstanding_.iterator_to(request));
+  leave_outstanding(request);
   if (channel_->stopping()) {
     release(request);
     leave_when_idle();
@@ -742,7 +745,7 @@ void StorChannel::end_job(StorRequest& request, bool aborted) {
   StorJob& job = *std::exchange(request.job, nullptr);
   const bool exclusive = job.exclusive;
   LogicalUnit& unit = *job.scsi.lun;
-  outstanding_.erase(outstanding_.iterator_to(request));
+  leave_outstanding(request);
   if (channel_->stopping()) {
     release(request);
   } else {

@@ -73,6 +73,7 @@ class StorRequest final : public DiskRequest {
   StorJob* job = nullptr;    // of an outstanding command that has one
   std::uint32_t bytes = 0;   // that it moves, against StorChannel::kBytesInHandMax
   bool aborted = false;      // by a reset
+  bool abort_due = false;    // the disk is not asked yet to abort it
 
   // Host memory of the guest's buffer. Most buffers are a few pieces; longer lists go to `long_vectors`,
   // whose pages cost memory only from then on.
@@ -155,6 +156,10 @@ class alignas(kCacheLineBytes) StorChannel final : public devices::ChannelHandle
     request.slot->mark(channel_->publications().commits + 1);
     bytes_in_hand_ -= request.bytes;
     answered_.push_front(request);
+  }
+  void leave_outstanding(StorRequest& request) {
+    request.abort_due = false;
+    outstanding_.erase(outstanding_.iterator_to(request));
   }
   // No more is taken out of the ring before something is answered.
   [[nodiscard]] bool full() const { return free_.empty() || bytes_in_hand_ >= kBytesInHandMax; }
