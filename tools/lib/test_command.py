@@ -50,7 +50,7 @@ def parse_arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Builds vmbusd and runs its tests. The last line counts those that passed and failed.",
         epilog=f"{groups}\n\nVMBUSD_BUILD_DIR names a build folder other than build/, VMBUSD_CACHE a folder for downloads\n"
-        "other than ~/.cache/vmbusd.",
+        "other than ~/.cache/vmbusd, VMBUSD_TEST_KILLS how often the recovery tests and guest/worker-killed kill a worker.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a test, a group, or the beginning of names; none means all")
     parser.add_argument("--list", action="store_true", help="print the tests' names, run nothing")
