@@ -96,6 +96,7 @@ class Reader {
         now = Clock::now();
       }
     }
+    VMBUSD_CHECK(client_->flush());  // what was taken last counts
     if (failed) return fail(Errc::kOs, "a read failed");
     counted.doorbells = channel_->doorbells() - doorbells;
     counted.interrupts = vp.interrupts() - interrupts;
