@@ -72,6 +72,7 @@ storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   disk.backend =
       static_cast<Backend>(object.integer("backend", 0, static_cast<std::uint32_t>(Backend::kNull)));
   if (disk.backend == Backend::kFile) disk.fd = fds.take();
+  if (object.boolean("reservations")) disk.reservations = fds.take();
   disk.size_bytes = object.integer64("size_bytes");
   disk.read_only = object.boolean("read_only");
   disk.poll = object.boolean("poll");
@@ -227,6 +228,7 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
     disks.push_back({{"lun", disk.lun},
                      {"backend", static_cast<std::uint32_t>(disk.backend)},
                      {"size_bytes", disk.size_bytes},
+                     {"reservations", static_cast<bool>(disk.reservations)},
                      {"read_only", disk.read_only},
                      {"poll", disk.poll},
                      {"discard", disk.discard},
@@ -239,6 +241,7 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
                      {"serial", disk.serial},
                      {"identity", guid_or_null(disk.identity)}});
     if (disk.backend == storvsp::DiskConfig::Backend::kFile) fds.push_back(disk.fd.get());
+    if (disk.reservations) fds.push_back(disk.reservations.get());
   }
   return {dump({{kDo, kAddScsi},
                 {"partition", controller.partition},

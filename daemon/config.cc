@@ -517,6 +517,11 @@ class ConfigReader {
       image.path = table.path("path", directory_, kPathBytesMax, "the path of a raw image or a block device")
                        .value_or("");
       image.direct = table.word("direct", kDirectIoWords).value_or(DirectIo::kAuto);
+      if (auto path =
+              table.path("reservations", directory_, kPathBytesMax, "the path of a file of its own")) {
+        reservation_files_.claim(table, "reservations", *path, fmt::format("the file {}", in_quotes(*path)));
+        image.reservations = std::move(*path);
+      }
     }
     disk.read_only = table.boolean("readonly").value_or(false);
     disk.poll = disk.backend == storvsp::DiskConfig::Backend::kFile && table.boolean("poll").value_or(false);
@@ -634,6 +639,7 @@ class ConfigReader {
   std::string_view directory_;
   Uniqueness partition_names_;
   Uniqueness sockets_;
+  Uniqueness reservation_files_;
   Uniqueness taps_;
   Uniqueness macs_;
 };

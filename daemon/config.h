@@ -33,6 +33,7 @@ struct ImageConfig {
   std::uint32_t line = 0;  // where its table begins in the file, for problems that show later; so below
   std::string path;        // absolute; empty for a disk without an image
   DirectIo direct = DirectIo::kAuto;
+  std::string reservations;  // absolute path of the file that keeps them; empty: none
 };
 
 struct ScsiConfig {

@@ -71,8 +71,22 @@ class HostChecker {
     }
   }
 
+  void check_reservations(const ImageConfig& image) {
+    if (image.reservations.empty()) return;
+    constexpr const char* kKey = "partition.scsi.disk.reservations";
+    const std::string directory = parent_directory(image.reservations);
+    struct stat status {};
+    if (::stat(directory.c_str(), &status) != 0) {
+      if (errno == EACCES) return;
+      add(image.line, kKey, fmt::format("cannot use directory {}: {}", directory, std::strerror(errno)));
+    } else if (::stat(image.reservations.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+      add(image.line, kKey, fmt::format("{} is not a regular file", image.reservations));
+    }
+  }
+
   void check_image(const ImageConfig& image, const storvsp::DiskConfig& disk) {
     if (disk.backend != storvsp::DiskConfig::Backend::kFile) return;
+    check_reservations(image);
     constexpr const char* kKey = "partition.scsi.disk.path";
     struct stat status {};
     if (::stat(image.path.c_str(), &status) != 0) {

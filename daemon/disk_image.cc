@@ -10,9 +10,12 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <span>
 #include <utility>
+
+#include "storvsp/kept_record.h"
 
 namespace vmbusd::daemon {
 
@@ -95,6 +98,26 @@ std::string polling_refused(int fd) {
   return "which device it is on cannot be told";
 }
 
+// Opens, or makes, the file that keeps a disk's reservations. Alone, as two disks would undo each other's.
+std::string open_reservations(const std::string& path, UniqueFd& file) {
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, S_IRUSR | S_IWUSR));
+  if (!fd) return fmt::format("cannot open {} for writing: {}", path, std::strerror(errno));
+  struct flock lock = lock_of_byte(0, F_WRLCK);
+  if (::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0 && (errno == EAGAIN || errno == EACCES)) {
+    return fmt::format("{} is in use: another disk, perhaps of another vmbusd, keeps its reservations there",
+                       path);
+  }
+  if (!storvsp::KeptRecord::fits(fd.get())) {
+    return fmt::format("{} holds something other than reservations; give the disk a file of its own", path);
+  }
+  // So that a file which is new outlasts the host's failure, as what is in it will.
+  const UniqueFd directory(
+      ::open(std::filesystem::path(path).parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (directory) ::fsync(directory.get());
+  file = std::move(fd);
+  return {};
+}
+
 }  // namespace
 
 std::string open_disk_image(const ImageConfig& image, const LogScope& log, storvsp::DiskConfig& disk) {
@@ -131,7 +154,8 @@ std::string open_disk_image(const ImageConfig& image, const LogScope& log, storv
   if (const Result<void> checked = storvsp::check_disk(disk); !checked) {
     return fmt::format("{}: {}", image.path, describe(checked.error()));
   }
-  return {};
+  return image.reservations.empty() ? std::string()
+                                    : open_reservations(image.reservations, disk.reservations);
 }
 
 namespace {

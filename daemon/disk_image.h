@@ -10,8 +10,8 @@ namespace vmbusd::daemon {
 
 // Opens the image as the configuration has it, and locks it against other programs that lock what they use:
 // as QEMU does: readers share it, a writer has it alone. The locks live as long as any duplicate of
-// `disk.fd`. Logs where DirectIo::kAuto has to use the page cache. On failure a sentence for the operator;
-// empty on success.
+// `disk.fd`. Logs where DirectIo::kAuto has to use the page cache. Opens, or makes, the file of its
+// reservations too, and has that alone. On failure a sentence for the operator; empty on success.
 [[nodiscard]] std::string open_disk_image(const ImageConfig& image, const LogScope& log,
                                           storvsp::DiskConfig& disk);
 

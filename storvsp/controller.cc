@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "storvsp/file_disk.h"
+#include "storvsp/kept_record.h"
 #include "storvsp/null_disk.h"
 #include "storvsp/stor_channel.h"
 
@@ -124,7 +125,7 @@ class Controller final : public devices::Device {
     if (sub_channel_index == 0) {
       state_.ready_version.store(0, std::memory_order_relaxed);
       for (ControllerState::Lun& lun : state_.luns) {
-        if (lun.unit != nullptr) lun.unit->raise(UnitAttention::kPowerOn);
+        if (lun.unit != nullptr) lun.unit->power_on();
       }
       return std::make_unique<StorChannel>(
           state_, [this, &host](std::uint32_t count) { host.offer_sub_channels(*this, count); });
@@ -156,9 +157,15 @@ class Controller final : public devices::Device {
     options.write_cache = disk.cache != CacheMode::kWritethrough;
     // The operator's promise, or the lack of one, is not the guest's to change.
     options.write_cache_changeable = disk.cache == CacheMode::kWriteback;
+    options.keeps_reservations = static_cast<bool>(disk.reservations);
 
     ControllerState::Lun& lun = state_.luns[disk.lun];
     lun.unit = std::make_unique<LogicalUnit>(std::move(options));
+    KeptRecord kept(std::move(disk.reservations));
+    if (const std::optional<PersistentReservation> reserved =
+            from_record(kept.bytes(), lun.unit->identity().id)) {
+      lun.unit->reservations().set_state(*reserved);
+    }
     if (disk.backend == DiskConfig::Backend::kNull) {
       lun.disk = std::make_unique<NullDisk>(plan.geometry);
     } else {
@@ -167,7 +174,8 @@ class Controller final : public devices::Device {
                                      FileDisk::Options{.max_transfer_bytes = max_transfer,
                                                        .ignore_flush = disk.cache == CacheMode::kUnsafe,
                                                        .poll = disk.poll,
-                                                       .subject = fmt::format("{} LUN {}", name_, disk.lun)});
+                                                       .subject = fmt::format("{} LUN {}", name_, disk.lun)},
+                                     std::move(kept));
     }
   }
   [[nodiscard]] bool has(std::uint8_t lun) const { return state_.luns[lun].unit != nullptr; }

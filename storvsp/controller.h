@@ -35,6 +35,9 @@ struct DiskConfig {
   // opener's choice: it holds where the descriptor has it.
   UniqueFd fd;
   std::uint64_t size_bytes = 0;  // kNull only: its capacity. kFile finds its own.
+  // kFile only: open for reading and writing, the disk's alone, at first empty. Keeps persistent reservations
+  // (APTPL); empty: they end with the worker process.
+  UniqueFd reservations;
   bool read_only = false;
   CacheMode cache = CacheMode::kWriteback;
   bool poll = false;                       // reads and writes are polled for; O_DIRECT only

@@ -30,6 +30,7 @@ enum class DiskOp : std::uint8_t {
   kDiscard,  // the contents are not needed any more
   kZero,     // reads as zeros from here on; EOPNOTSUPP where only writing zeros does it
   kMap,      // finds out whether there is anything at `offset`: DiskExtent
+  kKeep,     // keeps what is in the buffers beside the medium, durably, in place of what was kept before
 };
 
 // What to do with the medium.
@@ -37,7 +38,8 @@ struct DiskIo {
   DiskOp op = DiskOp::kFlush;
   bool fua = false;          // kWrite: on the medium before it completes
   std::uint64_t offset = 0;  // bytes
-  // Bytes, > 0 for all but kFlush and kMap. kRead and kWrite: at most kMaxTransferBytes.
+  // Bytes, > 0 for all but kFlush and kMap. kRead and kWrite: at most kMaxTransferBytes; kKeep: at most
+  // KeptRecord::kBytesMax, in one buffer.
   std::uint32_t length = 0;
   bool unmap = false;  // kZero: may give the space back
 };

@@ -189,7 +189,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
       if (request.io.op == DiskOp::kFlush) return request.disk_done(0);
       request.io.fua = false;
     }
-    if (request.io.op > DiskOp::kFlush) return submit_provisioning(request);
+    if (request.io.op > DiskOp::kFlush) return submit_aside(request);
     if (request.io.op != DiskOp::kFlush && needs_bounce(request)) return bounce(request);
     start(request);
   }
@@ -235,25 +235,39 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     return op;
   }
 
-  // io_uring has fallocate, but neither discards of devices (before Linux 6.12) nor lseek.
-  void submit_provisioning(DiskRequest& request) noexcept {
+  // io_uring has fallocate, but neither discards of devices (before Linux 6.12) nor lseek. What is kept is
+  // several calls.
+  void submit_aside(DiskRequest& request) noexcept {
     const bool device = disk_.probe_.block_device;
     if (request.io.op == DiskOp::kMap && device) {
       request.extent = {disk_.geometry_.size_bytes - request.io.offset, true};
       return request.disk_done(0);
     }
-    if (request.io.op == DiskOp::kZero || !(device || request.io.op == DiskOp::kMap)) return start(request);
+    if (request.io.op == DiskOp::kZero || (request.io.op == DiskOp::kDiscard && !device)) {
+      return start(request);
+    }
     in_flight_.push_back(request);
     posting_.fetch_add(1, std::memory_order_relaxed);
     disk_.blocking_calls_.post([this, &request] {
-      const int fd = disk_.fd_.get();
-      const int error = request.io.op == DiskOp::kMap
-                            ? find_extent(fd, disk_.geometry_, request.io.offset, request.extent)
-                            : discard_device(fd, request.io.offset, request.io.length);
+      const int error = call(request);
       worker_.post([this, &request, error] { completed(request, -error); });
       // release: pairs with the acquire in the destructor.
       posting_.fetch_sub(1, std::memory_order_release);
     });
+  }
+
+  // On the disk's thread.
+  [[nodiscard]] int call(DiskRequest& request) const noexcept {
+    const int fd = disk_.fd_.get();
+    const DiskIo& io = request.io;
+    switch (io.op) {
+      case DiskOp::kMap:
+        return find_extent(fd, disk_.geometry_, io.offset, request.extent);
+      case DiskOp::kKeep:
+        return disk_.kept_.replace({static_cast<const std::byte*>(request.buffers[0].iov_base), io.length});
+      default:
+        return discard_device(fd, io.offset, io.length);
+    }
   }
 
   // What io_uring has queued but not begun ends early. A request that finds no SQE here, or that is polled
@@ -458,8 +472,14 @@ class FileQueue final : public DiskQueue, private io::Pollable {
   bool cancelled_ = false;
 };
 
-FileDisk::FileDisk(UniqueFd fd, const FileProbe& probe, const DiskGeometry& geometry, const Options& options)
-    : fd_(std::move(fd)), probe_(probe), geometry_(geometry), options_(options), polls_(options.poll) {}
+FileDisk::FileDisk(UniqueFd fd, const FileProbe& probe, const DiskGeometry& geometry, const Options& options,
+                   KeptRecord kept)
+    : fd_(std::move(fd)),
+      probe_(probe),
+      geometry_(geometry),
+      options_(options),
+      polls_(options.poll),
+      kept_(std::move(kept)) {}
 
 void FileDisk::stop_polling() {
   if (!polls_.exchange(false, std::memory_order_relaxed)) return;

@@ -10,6 +10,7 @@
 #include "base/result.h"
 #include "storvsp/blocking_calls.h"
 #include "storvsp/disk.h"
+#include "storvsp/kept_record.h"
 
 namespace vmbusd::storvsp {
 
@@ -44,8 +45,9 @@ class FileDisk final : public Disk {
     std::string subject{};  // of the log
   };
 
-  // `geometry` was made from the probe: its blocks are not smaller than the file's.
-  FileDisk(UniqueFd fd, const FileProbe& probe, const DiskGeometry& geometry, const Options& options);
+  // `geometry` was made from the probe: its blocks are not smaller than the file's. `kept` is kKeep's.
+  FileDisk(UniqueFd fd, const FileProbe& probe, const DiskGeometry& geometry, const Options& options,
+           KeptRecord kept = KeptRecord());
 
   [[nodiscard]] const DiskGeometry& geometry() const override { return geometry_; }
   [[nodiscard]] std::unique_ptr<DiskQueue> open_queue(io::Worker& worker) override;
@@ -63,6 +65,7 @@ class FileDisk final : public Disk {
   DiskGeometry geometry_;
   Options options_;
   std::atomic<bool> polls_;  // stands for itself, so relaxed
+  KeptRecord kept_;          // its calls are made one after the other
   BlockingCalls blocking_calls_;
 };
 

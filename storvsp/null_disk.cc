@@ -1,5 +1,7 @@
 #include "storvsp/null_disk.h"
 
+#include <cerrno>
+
 #include "base/assert.h"
 
 namespace vmbusd::storvsp {
@@ -10,6 +12,7 @@ class NullQueue final : public DiskQueue {
   explicit NullQueue(const DiskGeometry& geometry) : geometry_(geometry) {}
 
   void submit(DiskRequest& request) noexcept override {
+    if (request.io.op == DiskOp::kKeep) return request.disk_done(EOPNOTSUPP);
     if (request.io.op == DiskOp::kMap) {
       request.extent = {geometry_.size_bytes - request.io.offset, true};
     }

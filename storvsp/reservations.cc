@@ -1,7 +1,14 @@
 #include "storvsp/reservations.h"
 
+#include <cstring>
+
 namespace vmbusd::storvsp {
 namespace {
+
+bool of_all_registrants(ReservationType type) {
+  return type == ReservationType::kWriteExclusiveAllRegistrants ||
+         type == ReservationType::kExclusiveAccessAllRegistrants;
+}
 
 bool known(ReservationType type) {
   switch (type) {
@@ -16,12 +23,89 @@ bool known(ReservationType type) {
   return false;
 }
 
-bool of_all_registrants(ReservationType type) {
-  return type == ReservationType::kWriteExclusiveAllRegistrants ||
-         type == ReservationType::kExclusiveAccessAllRegistrants;
+}  // namespace
+
+ReservationOutcome PersistentReservation::do_register(std::optional<std::uint64_t> own_key,
+                                                      std::uint64_t new_key, bool keep) {
+  if (own_key && *own_key != key.value_or(0)) return ReservationOutcome::kConflict;
+  if (!key && new_key == 0) return ReservationOutcome::kGood;
+  ++generation;
+  kept = keep;
+  if (new_key != 0) {
+    key = new_key;
+  } else {
+    // The only registrant goes, and with it what it held.
+    key.reset();
+    type.reset();
+  }
+  return ReservationOutcome::kGood;
 }
 
-}  // namespace
+ReservationOutcome PersistentReservation::reserve(std::uint64_t own_key, ReservationType new_type) {
+  if (own_key != key || (type && *type != new_type)) return ReservationOutcome::kConflict;
+  type = new_type;
+  return ReservationOutcome::kGood;
+}
+
+ReservationOutcome PersistentReservation::release(std::uint64_t own_key, std::uint8_t of_type) {
+  if (own_key != key) return ReservationOutcome::kConflict;
+  if (type && static_cast<std::uint8_t>(*type) != of_type) return ReservationOutcome::kInvalidRelease;
+  type.reset();
+  return ReservationOutcome::kGood;
+}
+
+ReservationOutcome PersistentReservation::clear(std::uint64_t own_key) {
+  if (own_key != key) return ReservationOutcome::kConflict;
+  ++generation;
+  key.reset();
+  type.reset();
+  return ReservationOutcome::kGood;
+}
+
+// [SPC-4: Preempting] All that it can find is itself.
+ReservationOutcome PersistentReservation::preempt(std::uint64_t own_key, std::uint64_t victim,
+                                                  ReservationType new_type) {
+  if (own_key != key) return ReservationOutcome::kConflict;
+  const bool all_registrants = type && of_all_registrants(*type);
+  if (victim == 0 && !all_registrants) return ReservationOutcome::kInvalidPreempt;
+  if (victim != 0 && victim != key) return ReservationOutcome::kConflict;
+  ++generation;
+  if (!type) {
+    key.reset();  // the registrations with this key
+  } else if (!all_registrants || victim == 0) {
+    type = new_type;  // its reservation, by a new one of the same holder
+  } else {
+    key.reset();
+    type.reset();
+  }
+  return ReservationOutcome::kGood;
+}
+
+ReservationRecord to_record(const PersistentReservation& state, const Guid& unit) {
+  ReservationRecord record{};
+  record.unit = unit;
+  if (!state.kept || !state.key) return record;
+  record.registered = 1;
+  record.key = *state.key;
+  if (state.type) record.type = static_cast<std::uint8_t>(*state.type);
+  return record;
+}
+
+std::optional<PersistentReservation> from_record(std::span<const std::byte> bytes, const Guid& unit) {
+  ReservationRecord record;
+  if (!read_wire(bytes, record) || record.unit != unit || record.registered != 1 || record.key == 0) {
+    return std::nullopt;
+  }
+  PersistentReservation state;
+  state.key = record.key;
+  state.kept = true;
+  if (record.type != 0) {
+    const ReservationType type{record.type};
+    if (!known(type)) return std::nullopt;
+    state.type = type;
+  }
+  return state;
+}
 
 std::optional<Reservations::State> Reservations::state() const {
   const std::lock_guard lock(mutex_);
@@ -29,62 +113,9 @@ std::optional<Reservations::State> Reservations::state() const {
   return state_;
 }
 
-Reservations::Outcome Reservations::do_register(std::optional<std::uint64_t> key, std::uint64_t new_key) {
+void Reservations::set_state(const State& state) {
   const std::lock_guard lock(mutex_);
-  if (unit_reserved_ || (key && *key != state_.key.value_or(0))) return Outcome::kConflict;
-  if (!state_.key && new_key == 0) return Outcome::kGood;
-  ++state_.generation;
-  if (new_key != 0) {
-    state_.key = new_key;
-  } else {
-    // The only registrant goes, and with it what it held.
-    state_.key.reset();
-    state_.type.reset();
-  }
-  return Outcome::kGood;
-}
-
-Reservations::Outcome Reservations::reserve(std::uint64_t key, ReservationType type) {
-  const std::lock_guard lock(mutex_);
-  if (!allowed(key) || (state_.type && *state_.type != type)) return Outcome::kConflict;
-  state_.type = type;
-  return Outcome::kGood;
-}
-
-Reservations::Outcome Reservations::release(std::uint64_t key, std::uint8_t type) {
-  const std::lock_guard lock(mutex_);
-  if (!allowed(key)) return Outcome::kConflict;
-  if (state_.type && static_cast<std::uint8_t>(*state_.type) != type) return Outcome::kInvalidRelease;
-  state_.type.reset();
-  return Outcome::kGood;
-}
-
-Reservations::Outcome Reservations::clear(std::uint64_t key) {
-  const std::lock_guard lock(mutex_);
-  if (!allowed(key)) return Outcome::kConflict;
-  ++state_.generation;
-  state_.key.reset();
-  state_.type.reset();
-  return Outcome::kGood;
-}
-
-// [SPC-4: Preempting] All that it can find is itself.
-Reservations::Outcome Reservations::preempt(std::uint64_t key, std::uint64_t victim, ReservationType type) {
-  const std::lock_guard lock(mutex_);
-  if (!allowed(key)) return Outcome::kConflict;
-  const bool all_registrants = state_.type && of_all_registrants(*state_.type);
-  if (victim == 0 && !all_registrants) return Outcome::kInvalidPreempt;
-  if (victim != 0 && victim != state_.key) return Outcome::kConflict;
-  ++state_.generation;
-  if (!state_.type) {
-    state_.key.reset();  // the registrations with this key
-  } else if (!all_registrants || victim == 0) {
-    state_.type = type;  // its reservation, by a new one of the same holder
-  } else {
-    state_.key.reset();
-    state_.type.reset();
-  }
-  return Outcome::kGood;
+  state_ = state;
 }
 
 Reservations::Outcome Reservations::reserve_unit() {
@@ -114,6 +145,7 @@ LunRecord Reservations::save() const {
   record.registered = state_.key ? 1 : 0;
   record.reservation = state_.type ? static_cast<std::uint8_t>(*state_.type) : 0;
   record.unit_reserved = unit_reserved_ ? 1 : 0;
+  record.kept = state_.kept ? 1 : 0;
   return record;
 }
 
@@ -128,6 +160,7 @@ Result<void> Reservations::restore(const LunRecord& record) {
   state_.generation = record.generation;
   state_.key = record.registered != 0 ? std::optional(record.key) : std::nullopt;
   state_.type = reserved ? std::optional(type) : std::nullopt;
+  state_.kept = record.kept != 0;
   unit_reserved_ = record.unit_reserved != 0;
   return {};
 }

@@ -31,6 +31,7 @@ enum class Opcode : std::uint8_t {
   kSynchronizeCache10 = 0x35,
   kWriteSame10 = 0x41,
   kUnmap = 0x42,
+  kLogSense = 0x4d,
   kModeSelect10 = 0x55,
   kReserve10 = 0x56,
   kRelease10 = 0x57,
@@ -82,6 +83,7 @@ enum class SenseKey : std::uint8_t {
 // Additional sense code << 8 | qualifier. [SPC-4: ASC and ASCQ assignments]
 enum class Asc : std::uint16_t {
   kNone = 0x0000,
+  kInitializingCommandRequired = 0x0402,
   kWriteError = 0x0c00,
   kUnrecoveredReadError = 0x1100,
   kParameterListLengthError = 0x1a00,
@@ -351,14 +353,16 @@ struct ReservationDescriptor {
 };
 static_assert(kIsWire<ReservationDescriptor, 16> && offsetof(ReservationDescriptor, scope_and_type) == 13);
 struct ReserveCapabilities {
-  BigEndian16 length;  // of this struct
-  std::uint8_t flags2;
-  std::uint8_t flags3;  // kReserveTypesValid
+  BigEndian16 length;   // of this struct
+  std::uint8_t flags2;  // kReservePersistCapable
+  std::uint8_t flags3;  // kReserveTypesValid, kReservePersistActive
   BigEndian16 types;    // kReserveAllTypes
   BigEndian16 reserved;
 };
 static_assert(kIsWire<ReserveCapabilities, 8>);
-inline constexpr std::uint8_t kReserveTypesValid = 0x80;  // TMV
+inline constexpr std::uint8_t kReservePersistCapable = 0x01;  // PTPL_C
+inline constexpr std::uint8_t kReserveTypesValid = 0x80;      // TMV
+inline constexpr std::uint8_t kReservePersistActive = 0x01;   // PTPL_A
 inline constexpr std::uint16_t kReserveAllTypes = 0xea01;
 // [SPC-4: TransportID for initiator ports using SCSI over RDMA]
 struct SrpTransportId {
@@ -406,6 +410,40 @@ struct TaskManagementData {
 static_assert(kIsWire<TaskManagementData, 4>);
 inline constexpr std::uint8_t kTaskLogicalUnitReset = 0x08;
 inline constexpr std::uint8_t kTaskTargetReset = 0x02;
+// With the REPD bit, behind the above: time-outs, of which none is valid.
+struct TaskManagementTimeouts {
+  std::array<std::uint8_t, 12> none;
+};
+static_assert(kIsWire<TaskManagementTimeouts, 12>);
+
+// [SPC-4: Log page structure and log parameter structure for all log pages]
+struct LogHeader {
+  std::uint8_t page;  // kLogNotSaved, kLogSubpageFormat
+  std::uint8_t subpage;
+  BigEndian16 length;  // bytes behind the header
+};
+static_assert(kIsWire<LogHeader, 4>);
+inline constexpr std::uint8_t kLogNotSaved = 0x80;       // DS
+inline constexpr std::uint8_t kLogSubpageFormat = 0x40;  // SPF
+enum class LogPage : std::uint8_t {
+  kSupportedPages = 0x00,
+  kInformationalExceptions = 0x2f,
+};
+inline constexpr std::uint8_t kLogSubpages = 0xff;  // of kSupportedPages: with the subpages
+
+// [SPC-4: Informational Exceptions log page, general parameter]
+struct InformationalExceptionsLog {
+  BigEndian16 code;
+  std::uint8_t control;  // kLogBinaryList
+  std::uint8_t length;   // bytes behind this one
+  std::uint8_t asc;
+  std::uint8_t ascq;
+  std::uint8_t temperature;  // degrees Celsius; kTemperatureUnknown
+  std::uint8_t vendor_specific;
+};
+static_assert(kIsWire<InformationalExceptionsLog, 8>);
+inline constexpr std::uint8_t kLogBinaryList = 0x23;  // and never saved: TSD
+inline constexpr std::uint8_t kTemperatureUnknown = 0xff;
 
 struct ReadCapacity10Data {
   BigEndian32 last_lba;  // 0xffffffff: ask READ CAPACITY(16)

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "tests/storvsp/fuzz_input.h"
@@ -64,7 +65,7 @@ class Session {
     for (std::size_t i = 0; i < kActionsMax && !input_.empty(); ++i) {
       lun_.disk_error = 0;
       lun_.zeroes_by_writing = input_.below(2) == 0;
-      switch (input_.below(7)) {
+      switch (input_.below(9)) {
         case 0:
           read_write(false);
           break;
@@ -84,6 +85,12 @@ class Session {
         case 5:
           lba_status();
           break;
+        case 6:
+          start_stop();
+          break;
+        case 7:
+          reserve();
+          break;
         default:
           anything();
           break;
@@ -91,6 +98,7 @@ class Session {
     }
     VMBUSD_ASSERT(lun_.medium == model_);
     VMBUSD_ASSERT(lun_.mapped == mapped_);
+    check_reservation();
   }
 
  private:
@@ -102,6 +110,7 @@ class Session {
     options.write_cache_changeable = input.below(2) == 0;
     options.geometry.discards = input.below(4) != 0;
     options.geometry.discard_zeroes = options.geometry.discards;
+    options.keeps_reservations = input.below(2) == 0;
     return options;
   }
 
@@ -134,6 +143,12 @@ class Session {
     std::size_t i = 0;
     while (i < size && model_[at + i] == data[i % data.size()]) ++i;
     return i;
+  }
+
+  static void check_not_ready(const ScsiResult& result, const GuardedBuffer& buffer) {
+    VMBUSD_ASSERT(result.status == scsi::Status::kCheckCondition && result.transferred == 0);
+    VMBUSD_ASSERT(result.sense.flags_and_key == 2 && result.sense.asc == 4 && result.sense.ascq == 2);
+    buffer.check(0);
   }
 
   // A command ended without the medium failing: what it may have said, and what it did to the medium.
@@ -284,7 +299,57 @@ class Session {
     VMBUSD_ASSERT(result.status == scsi::Status::kGood || result.transferred == 0);
     VMBUSD_ASSERT(result.transferred <= data.size());
     buffer.check(0);
+    if (stopped_) return check_not_ready(result, buffer);
     model_command(cdb, data, result);
+  }
+
+  void start_stop() {
+    const bool start = input_.below(4) != 0;
+    const auto flags = static_cast<std::uint8_t>((input_.below(2) * 4) | (start ? 1 : 0));
+    const std::array<std::uint8_t, 6> cdb = {0x1b, 0, 0, 0, flags, 0};
+    VMBUSD_ASSERT(lun_.run(cdb, DataDirection::kNone, {}).status == scsi::Status::kGood);
+    stopped_ = !start;
+  }
+
+  // PERSISTENT RESERVE OUT by keys of which some are right.
+  void reserve() {
+    const std::array<std::uint8_t, 10> cdb = {0x5f,
+                                              static_cast<std::uint8_t>(input_.below(8)),
+                                              static_cast<std::uint8_t>(input_.below(10)),
+                                              0,
+                                              0,
+                                              0,
+                                              0,
+                                              0,
+                                              24,
+                                              0};
+    const bool fails = input_.below(8) == 0;
+    if (fails) lun_.disk_error = kErrors[input_.below(kErrors.size())];
+    GuardedBuffer buffer(24, 0);
+    std::fill(buffer.data().begin(), buffer.data().end(), std::byte{});
+    buffer.data()[7] = static_cast<std::byte>(input_.below(3));
+    buffer.data()[15] = static_cast<std::byte>(input_.below(3));
+    buffer.data()[20] = static_cast<std::byte>(input_.below(4) == 0 ? input_.byte() : input_.below(2));
+    buffer.before = buffer.bytes;
+    const std::optional<PersistentReservation> before = lun_.lun.reservations().state();
+    const ScsiResult result = lun_.run(cdb, DataDirection::kOut, buffer.data(), 1 + input_.below(30));
+    buffer.check(0);
+    if (result.status == scsi::Status::kGood) return;
+    const std::optional<PersistentReservation> after = lun_.lun.reservations().state();
+    VMBUSD_ASSERT(before.has_value() == after.has_value());
+    VMBUSD_ASSERT(!before || (before->key == after->key && before->type == after->type &&
+                              before->kept == after->kept && before->generation == after->generation));
+  }
+
+  // What is kept is what holds; what holds can be.
+  void check_reservation() {
+    const std::optional<PersistentReservation> now = lun_.lun.reservations().state();
+    if (!now) return;
+    VMBUSD_ASSERT(!now->type || now->key);
+    const std::optional<PersistentReservation> found = from_record(lun_.kept, lun_.lun.identity().id);
+    const bool kept = now->kept && now->key.has_value();
+    VMBUSD_ASSERT(found.has_value() == kept);
+    VMBUSD_ASSERT(!kept || (found->key == now->key && found->type == now->type));
   }
 
   void lba_status() {
@@ -359,6 +424,7 @@ class Session {
         lun_.run(std::span(cdb).first(cdb_size), write ? DataDirection::kOut : DataDirection::kIn,
                  buffer.data(), 1 + input_.below(5000));
 
+    if (stopped_) return check_not_ready(result, buffer);
     const bool refused = write && options_.read_only;
     const bool out_of_range = lba + blocks > kBlocks;
     const bool too_small = buffer_size < bytes;
@@ -427,12 +493,13 @@ class Session {
         VMBUSD_ASSERT(result.transferred == 0);
         VMBUSD_ASSERT((result.sense.response_code & 0x7f) == 0x70 && result.sense.additional_length == 10);
         VMBUSD_ASSERT(result.sense.flags_and_key == 5 || result.sense.flags_and_key == 7 ||
-                      result.sense.flags_and_key == 0xe);
+                      result.sense.flags_and_key == 0xe || (stopped_ && result.sense.flags_and_key == 2));
         break;
       default:
         VMBUSD_ASSERT(result.status == scsi::Status::kReservationConflict);
     }
     buffer.check(direction == DataDirection::kIn ? result.transferred : 0);
+    if (cdb[0] == 0x1b && result.status == scsi::Status::kGood) stopped_ = (cdb[4] & 1) == 0;
     // What it may have written lies in its buffer; a read-only disk stays as it is.
     if (direction == DataDirection::kOut && !options_.read_only) model_command(cdb, buffer.data(), result);
     if (direction == DataDirection::kNone && cdb[0] == 0x93 && !options_.read_only)
@@ -444,6 +511,7 @@ class Session {
   RamLun lun_;
   std::vector<std::byte> model_;
   std::vector<bool> mapped_;  // by block
+  bool stopped_ = false;
 };
 
 }  // namespace

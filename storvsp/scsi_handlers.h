@@ -79,9 +79,12 @@ ScsiNext mode_select10(ScsiJob&, ScsiResult&);
 ScsiNext report_operation_codes(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext report_task_management(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 
+// scsi_log.cc
+ScsiNext log_sense(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
+
 // scsi_reservation.cc
 ScsiNext persistent_reserve_in(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
-ScsiNext persistent_reserve_out(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
+ScsiNext persistent_reserve_out(ScsiJob&, ScsiResult&);
 ScsiNext reserve_unit(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 ScsiNext release_unit(LogicalUnit&, const ScsiCommand&, ScsiResult&, DiskIo&);
 

@@ -75,7 +75,12 @@ ScsiNext report_one(const CommandEntry* entry, const ScsiCommand& command, ScsiR
   if (timeouts) header.support |= scsi::kOneCommandTimeouts;
   header.cdb_length = entry->cdb_length;
   data.add(header);
-  data.add(std::as_bytes(std::span(entry->usage)).first(entry->cdb_length));
+  std::array<std::uint8_t, 16> usage = entry->usage;
+  if (entry->service_action != CommandEntry::kNoServiceAction) {
+    // Stands where the CDB has it, as the operation code does.
+    usage[1] = static_cast<std::uint8_t>((usage[1] & 0xe0) | entry->service_action);
+  }
+  data.add(std::as_bytes(std::span(usage)).first(entry->cdb_length));
   if (timeouts) data.add(no_timeouts());
   return reply(command, result, data.built(), allocation_length);
 }
@@ -120,12 +125,18 @@ ScsiNext report_operation_codes(LogicalUnit& lun, const ScsiCommand& command, Sc
 // which reaches one target.
 ScsiNext report_task_management(LogicalUnit& /*lun*/, const ScsiCommand& command, ScsiResult& result,
                                 DiskIo& /*io*/) {
-  constexpr std::uint32_t kAllocationMin = 4;
+  const bool extended = (command.cdb[2] & 0x80) != 0;  // REPD
+  const std::uint32_t allocation_min =
+      sizeof(scsi::TaskManagementData) + (extended ? sizeof(scsi::TaskManagementTimeouts) : 0);
   const auto allocation_length = cdb_field<std::uint32_t>(command, 6);
-  if (allocation_length < kAllocationMin) return invalid_cdb(result, Asc::kInvalidFieldInCdb, {6});
+  if (allocation_length < allocation_min) return invalid_cdb(result, Asc::kInvalidFieldInCdb, {6});
   scsi::TaskManagementData data{};
   data.functions = scsi::kTaskLogicalUnitReset | scsi::kTaskTargetReset;
-  return reply(command, result, wire_bytes(data), allocation_length);
+  ReplyBuilder built;
+  if (extended) data.additional_length = sizeof(scsi::TaskManagementTimeouts);
+  built.add(data);
+  if (extended) built.add(scsi::TaskManagementTimeouts{});
+  return reply(command, result, built.built(), allocation_length);
 }
 
 }  // namespace vmbusd::storvsp

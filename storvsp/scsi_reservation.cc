@@ -75,6 +75,63 @@ scsi::FullStatusDescriptor full_status(const LogicalUnit& lun, const Reservation
   return descriptor;
 }
 
+// PERSISTENT RESERVE OUT. Its parameter list is copied to the job's scratch memory.
+
+constexpr std::uint32_t kListSize = sizeof(scsi::ReserveOutList);
+
+ReserveOut action_of(const ScsiCommand& command) {
+  return static_cast<ReserveOut>(command.cdb[1] & 0x1f);
+}
+
+ReservationType type_of(const ScsiCommand& command) {
+  return static_cast<ReservationType>(command.cdb[2] & 0x0f);
+}
+
+scsi::ReserveOutList list_of(const ScsiJob& job) {
+  scsi::ReserveOutList list;
+  std::memcpy(&list, job.given().data(), sizeof list);
+  return list;
+}
+
+// What the command makes of `state`.
+Outcome apply(const ScsiJob& job, Reservations::State& state) {
+  const scsi::ReserveOutList list = list_of(job);
+  const std::uint64_t key = list.key;
+  const std::uint64_t service_key = list.service_key;
+  const ReservationType type = type_of(job.command);
+  const bool keep = (list.flags & scsi::kReserveOutPersist) != 0;
+  switch (action_of(job.command)) {
+    case ReserveOut::kRegister:
+      return state.do_register(key, service_key, keep);
+    case ReserveOut::kRegisterAndIgnore:
+      return state.do_register(std::nullopt, service_key, keep);
+    case ReserveOut::kReserve:
+      return state.reserve(key, type);
+    case ReserveOut::kRelease:
+      return state.release(key, static_cast<std::uint8_t>(type));
+    case ReserveOut::kClear:
+      return state.clear(key);
+    case ReserveOut::kPreempt:
+    case ReserveOut::kPreemptAndAbort:
+      // The commands of others would be aborted; there are no others.
+      return state.preempt(key, service_key, type);
+  }
+  return Outcome::kConflict;  // the table of commands knows no other action
+}
+
+ScsiNext made(const ScsiJob& job, ScsiResult& result, const Reservations::State& state) {
+  job.lun->reservations().set_state(state);
+  return finish(Outcome::kGood, result, kListSize);
+}
+
+// What is kept is what will be, so now it is. Nothing has changed in between: the command is alone.
+ScsiNext record_kept(ScsiJob& job, int error, ScsiResult& result) {
+  if (error != 0) return fail_job(job, error, result);
+  Reservations::State state = job.lun->reservations().state().value_or(Reservations::State{});
+  if (apply(job, state) != Outcome::kGood) return conflict(result);
+  return made(job, result, state);
+}
+
 }  // namespace
 
 // [SPC-4: PERSISTENT RESERVE IN command]
@@ -98,7 +155,9 @@ ScsiNext persistent_reserve_in(LogicalUnit& lun, const ScsiCommand& command, Scs
     case ReserveIn::kReportCapabilities: {
       scsi::ReserveCapabilities capabilities{};
       capabilities.length = sizeof capabilities;
+      if (lun.keeps_reservations()) capabilities.flags2 = scsi::kReservePersistCapable;
       capabilities.flags3 = scsi::kReserveTypesValid;
+      if (state->kept) capabilities.flags3 |= scsi::kReservePersistActive;
       capabilities.types = scsi::kReserveAllTypes;
       return reply_struct(command, result, capabilities);
     }
@@ -110,59 +169,49 @@ ScsiNext persistent_reserve_in(LogicalUnit& lun, const ScsiCommand& command, Scs
 }
 
 // [SPC-4: PERSISTENT RESERVE OUT command]
-ScsiNext persistent_reserve_out(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& result,
-                                DiskIo& /*io*/) {
+ScsiNext persistent_reserve_out(ScsiJob& job, ScsiResult& result) {
   constexpr std::array kTypes = {ReservationType::kWriteExclusive,
                                  ReservationType::kExclusiveAccess,
                                  ReservationType::kWriteExclusiveRegistrants,
                                  ReservationType::kExclusiveAccessRegistrants,
                                  ReservationType::kWriteExclusiveAllRegistrants,
                                  ReservationType::kExclusiveAccessAllRegistrants};
-  const auto action = static_cast<ReserveOut>(command.cdb[1] & 0x1f);
+  const ScsiCommand& command = job.command;
+  const ReserveOut action = action_of(command);
   const std::uint8_t scope = command.cdb[2] >> 4;
-  const std::uint8_t type_code = command.cdb[2] & 0x0f;
-  const auto type = static_cast<ReservationType>(type_code);
-  const auto list_length = cdb_field<std::uint32_t>(command, 5);
-  scsi::ReserveOutList list;
-  if (list_length != sizeof list || command.data_length < sizeof list)
+  if (cdb_field<std::uint32_t>(command, 5) != kListSize || command.data_length < kListSize)
     return parameter_list_length_error(result);
   const bool makes_reservation = action == ReserveOut::kReserve || action == ReserveOut::kPreempt ||
                                  action == ReserveOut::kPreemptAndAbort;
   if (makes_reservation || action == ReserveOut::kRelease) {
     if (scope != 0) return invalid_cdb(result, Asc::kInvalidFieldInCdb, {2, 7});
   }
-  if (makes_reservation && std::find(kTypes.begin(), kTypes.end(), type) == kTypes.end()) {
+  if (makes_reservation && std::find(kTypes.begin(), kTypes.end(), type_of(command)) == kTypes.end()) {
     return invalid_cdb(result, Asc::kInvalidFieldInCdb, {2, 3});
   }
-  copy_parameters(command, wire_bytes_writable(list));
-  const std::uint64_t key = list.key;
-  const std::uint64_t service_key = list.service_key;
-  Reservations& reservations = lun.reservations();
-  switch (action) {
-    case ReserveOut::kRegister:
-    case ReserveOut::kRegisterAndIgnore: {
-      // Other initiators and ports, and power loss: REPORT CAPABILITIES says that none of it is done.
-      constexpr std::uint16_t kFlagsByte = offsetof(scsi::ReserveOutList, flags);
-      if ((list.flags & scsi::kReserveOutSpecifyInitiators) != 0)
-        return invalid_parameter(result, {kFlagsByte, 3});
-      if ((list.flags & scsi::kReserveOutAllPorts) != 0) return invalid_parameter(result, {kFlagsByte, 2});
-      if ((list.flags & scsi::kReserveOutPersist) != 0) return invalid_parameter(result, {kFlagsByte, 0});
-      const bool ignore = action == ReserveOut::kRegisterAndIgnore;
-      return finish(reservations.do_register(ignore ? std::nullopt : std::optional(key), service_key), result,
-                    list_length);
+  copy_parameters(command, job.given().first(kListSize));
+  const std::uint8_t flags = list_of(job).flags;
+  if (action == ReserveOut::kRegister || action == ReserveOut::kRegisterAndIgnore) {
+    // Other initiators and ports, and perhaps power loss: REPORT CAPABILITIES says what of it is not done.
+    constexpr std::uint16_t kFlagsByte = offsetof(scsi::ReserveOutList, flags);
+    if ((flags & scsi::kReserveOutSpecifyInitiators) != 0) return invalid_parameter(result, {kFlagsByte, 3});
+    if ((flags & scsi::kReserveOutAllPorts) != 0) return invalid_parameter(result, {kFlagsByte, 2});
+    if ((flags & scsi::kReserveOutPersist) != 0 && !job.lun->keeps_reservations()) {
+      return invalid_parameter(result, {kFlagsByte, 0});
     }
-    case ReserveOut::kReserve:
-      return finish(reservations.reserve(key, type), result, list_length);
-    case ReserveOut::kRelease:
-      return finish(reservations.release(key, type_code), result, list_length);
-    case ReserveOut::kClear:
-      return finish(reservations.clear(key), result, list_length);
-    case ReserveOut::kPreempt:
-    case ReserveOut::kPreemptAndAbort:
-      // The commands of others would be aborted; there are no others.
-      return finish(reservations.preempt(key, service_key, type), result, list_length);
   }
-  return invalid_cdb(result, Asc::kInvalidFieldInCdb, {1, 4});
+
+  const std::optional<Reservations::State> before = job.lun->reservations().state();
+  if (!before) return conflict(result);
+  Reservations::State after = *before;
+  const Outcome outcome = apply(job, after);
+  if (outcome != Outcome::kGood) return finish(outcome, result, 0);
+  const Guid& unit = job.lun->identity().id;
+  const ReservationRecord record = to_record(after, unit);
+  if (record == to_record(*before, unit)) return made(job, result, after);
+  const std::span<std::byte> kept = job.found().first(sizeof record);
+  std::memcpy(kept.data(), &record, sizeof record);
+  return job.disk({.op = DiskOp::kKeep, .length = sizeof record}, kept, record_kept);
 }
 
 // [SPC-2: RESERVE(6) command, RESERVE(10) command]

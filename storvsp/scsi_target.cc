@@ -34,8 +34,9 @@ consteval CommandEntry job(Opcode opcode, std::uint8_t cdb_length, DataDirection
   return entry;
 }
 consteval CommandEntry exclusive_job(Opcode opcode, std::uint8_t cdb_length, DataDirection direction,
-                                     ScsiJobBegin begin, std::array<std::uint8_t, 15> bits) {
-  CommandEntry entry = job(opcode, cdb_length, direction, begin, bits);
+                                     ScsiJobBegin begin, std::array<std::uint8_t, 15> bits,
+                                     std::int16_t service_action = CommandEntry::kNoServiceAction) {
+  CommandEntry entry = job(opcode, cdb_length, direction, begin, bits, service_action);
   entry.handler = needs_exclusive_job;
   return entry;
 }
@@ -45,8 +46,9 @@ consteval CommandEntry reserve_in(scsi::ReserveIn action) {
                  {0x1f, 0, 0, 0, 0, 0, 0xff, 0xff}, static_cast<std::int16_t>(action));
 }
 consteval CommandEntry reserve_out(scsi::ReserveOut action) {
-  return command(Opcode::kPersistentReserveOut, 10, kOut, persistent_reserve_out,
-                 {0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff}, static_cast<std::int16_t>(action));
+  // Exclusive, so that what is kept and what holds change together.
+  return exclusive_job(Opcode::kPersistentReserveOut, 10, kOut, persistent_reserve_out,
+                       {0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff}, static_cast<std::int16_t>(action));
 }
 
 // Bits 7:5 of byte 1 of six-byte CDBs held the LUN in SCSI-2: initiators of that age may still set them.
@@ -85,6 +87,7 @@ constexpr std::array kCommands = {
     job(Opcode::kWriteSame10, 10, kOut, write_same10,
         {kWriteSameUnmap, 0xff, 0xff, 0xff, 0xff, kGroup, 0xff, 0xff}),
     job(Opcode::kUnmap, 10, kOut, unmap, {0, 0, 0, 0, 0, kGroup, 0xff, 0xff}),
+    command(Opcode::kLogSense, 10, kIn, log_sense, {0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff}),
     exclusive_job(Opcode::kModeSelect10, 10, kOut, mode_select10, {0x11, 0, 0, 0, 0, 0, 0xff, 0xff}),
     command(Opcode::kReserve10, 10, kNone, reserve_unit, {}),
     command(Opcode::kRelease10, 10, kNone, release_unit, {}),
@@ -124,7 +127,7 @@ constexpr std::array kCommands = {
     command(Opcode::kMaintenanceIn, 12, kIn, report_operation_codes,
             {0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, scsi::kReportOperationCodes),
     command(Opcode::kMaintenanceIn, 12, kIn, report_task_management,
-            {0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}, scsi::kReportTaskManagement),
+            {0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}, scsi::kReportTaskManagement),
     command(Opcode::kRead12, 12, kIn, read12,
             {kDpoFua, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, kGroup}),
     command(Opcode::kWrite12, 12, kOut, write12,
@@ -224,6 +227,35 @@ constexpr std::array<AttentionEntry, 3> kAttentions = {{
     {UnitAttention::kLogicalUnitReset, scsi::Asc::kLogicalUnitReset},
 }};
 
+// What a stopped unit does not do. SYNCHRONIZE CACHE it does: nothing is left to be flushed, and a guest that
+// shuts down may stop first. [SBC-4: START STOP UNIT command, and power conditions: stopped]
+bool needs_medium(Opcode opcode) {
+  switch (opcode) {
+    case Opcode::kTestUnitReady:
+    case Opcode::kRead6:
+    case Opcode::kRead10:
+    case Opcode::kRead12:
+    case Opcode::kRead16:
+    case Opcode::kWrite6:
+    case Opcode::kWrite10:
+    case Opcode::kWrite12:
+    case Opcode::kWrite16:
+    case Opcode::kWriteAndVerify10:
+    case Opcode::kWriteAndVerify12:
+    case Opcode::kWriteAndVerify16:
+    case Opcode::kVerify10:
+    case Opcode::kVerify12:
+    case Opcode::kVerify16:
+    case Opcode::kWriteSame10:
+    case Opcode::kWriteSame16:
+    case Opcode::kUnmap:
+    case Opcode::kCompareAndWrite:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 LunRecord LogicalUnit::save() const {
@@ -241,7 +273,7 @@ Result<void> LogicalUnit::restore(const LunRecord& record) {
 }
 
 std::optional<scsi::Asc> LogicalUnit::take_attention() {
-  constexpr std::uint32_t kAll = ~kExclusive;
+  constexpr std::uint32_t kAll = ~(kExclusive | kStopped);
   const std::uint32_t pending = special_.fetch_and(~kAll, std::memory_order_relaxed) & kAll;
   for (const AttentionEntry& entry : kAttentions) {
     if ((pending & static_cast<std::uint32_t>(entry.attention)) != 0) return entry.asc;
@@ -259,7 +291,11 @@ std::optional<ScsiNext> LogicalUnit::attend(const ScsiCommand& command, ScsiResu
   if (const std::optional<scsi::Asc> asc = take_attention(); asc) {
     return check_condition(result, scsi::SenseKey::kUnitAttention, *asc);
   }
-  if ((special_.load(std::memory_order_acquire) & kExclusive) != 0) return ScsiNext::kHold;
+  const std::uint32_t special = special_.load(std::memory_order_acquire);
+  if ((special & kExclusive) != 0) return ScsiNext::kHold;
+  if ((special & kStopped) != 0 && needs_medium(opcode)) {
+    return check_condition(result, scsi::SenseKey::kNotReady, scsi::Asc::kInitializingCommandRequired);
+  }
   return std::nullopt;
 }
 

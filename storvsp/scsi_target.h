@@ -32,6 +32,7 @@ struct LunOptions {
   bool read_only = false;
   bool write_cache = true;             // WCE: writes may complete before they are durable
   bool write_cache_changeable = true;  // by MODE SELECT
+  bool keeps_reservations = false;     // DiskOp::kKeep works
 };
 
 // Conditions that the next command reports, as bits.
@@ -61,7 +62,13 @@ class LogicalUnit {
   // A reset of the kind that `attention` tells of: what RESERVE did ends, settings stay. Any thread.
   void reset_by_guest(UnitAttention attention) {
     reservations_.reset_unit();
+    start();
     raise(attention);
+  }
+  // A guest opens the controller. Any thread.
+  void power_on() {
+    start();
+    raise(UnitAttention::kPowerOn);
   }
   // Any thread.
   void raise(UnitAttention attention) {
@@ -95,21 +102,26 @@ class LogicalUnit {
   [[nodiscard]] bool read_only() const { return options_.read_only; }
   [[nodiscard]] bool default_write_cache() const { return options_.write_cache; }
   [[nodiscard]] bool write_cache_changeable() const { return options_.write_cache_changeable; }
+  [[nodiscard]] bool keeps_reservations() const { return options_.keeps_reservations; }
   // Relaxed: commands that race with the MODE SELECT that switches it may see either.
   [[nodiscard]] bool write_cache() const { return write_cache_.load(std::memory_order_relaxed); }
   void set_write_cache(bool on) { write_cache_.store(on, std::memory_order_relaxed); }
+  // Of START STOP UNIT. A stopped unit does nothing with its medium; commands that race with it may be done.
+  void start() { special_.fetch_and(~kStopped, std::memory_order_relaxed); }
+  void stop() { special_.fetch_or(kStopped, std::memory_order_relaxed); }
 
   // Takes what is pending; empty where nothing is.
   [[nodiscard]] std::optional<scsi::Asc> take_attention();
 
  private:
   static constexpr std::uint32_t kExclusive = 1u << 31;
+  static constexpr std::uint32_t kStopped = 1u << 30;
 
   // What keeps a command from being executed now.
   [[nodiscard]] std::optional<ScsiNext> attend(const ScsiCommand& command, ScsiResult& result);
 
-  // UnitAttention bits and kExclusive. One word, so that a command that nothing concerns looks at nothing
-  // else.
+  // UnitAttention bits, kExclusive and kStopped. One word, so that a command that nothing concerns looks at
+  // nothing else.
   std::atomic<std::uint32_t> special_{0};
   std::atomic<bool> write_cache_{true};
   LunOptions options_;

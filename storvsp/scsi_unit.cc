@@ -41,7 +41,12 @@ ScsiNext start_stop_unit(LogicalUnit& lun, const ScsiCommand& command, ScsiResul
     return invalid_cdb(result, Asc::kInvalidFieldInCdb, {4, 1});  // LOEJ: nothing to eject
   const bool start = (flags & 0x01) != 0;
   const bool no_flush = (flags & 0x04) != 0;
-  if (start || no_flush || lun.read_only()) return succeed(result);
+  if (start) {
+    lun.start();
+    return succeed(result);
+  }
+  lun.stop();
+  if (no_flush || lun.read_only()) return succeed(result);
   io = DiskIo{DiskOp::kFlush};
   return ScsiNext::kDisk;
 }

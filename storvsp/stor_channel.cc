@@ -44,6 +44,8 @@ const char* name_of(DiskOp op) {
       return "zeroing";
     case DiskOp::kMap:
       return "mapping";
+    case DiskOp::kKeep:
+      return "keeping of reservations";
   }
   return "operation";
 }
@@ -165,6 +167,7 @@ void count(const DiskIo& io, devices::IoCounters& counters) {
     case DiskOp::kDiscard:
     case DiskOp::kZero:
     case DiskOp::kMap:
+    case DiskOp::kKeep:
       break;
   }
 }

@@ -56,7 +56,8 @@ struct LunRecord {
   std::uint8_t reservation;  // ReservationType; 0: none
   std::uint8_t unit_reserved;
   std::uint8_t write_cache;
-  std::uint32_t reserved;
+  std::uint8_t kept;  // APTPL
+  std::array<std::uint8_t, 3> reserved;
   friend bool operator==(const LunRecord&, const LunRecord&) = default;
 };
 

@@ -48,6 +48,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
     storvsp::DiskConfig& disk = controller.disks.emplace_back();
     disk.lun = static_cast<std::uint8_t>(lun);
     disk.fd = some_fd();
+    disk.reservations = some_fd();
     disk.read_only = true;
     disk.discard = false;
     disk.poll = true;
@@ -69,6 +70,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   const storvsp::DiskConfig& last = got.disks.back();
   CHECK(last.lun == storvsp::kMaxLuns - 1);
   CHECK(last.fd);
+  CHECK(last.reservations);
   CHECK(last.read_only);
   CHECK(!last.discard);
   CHECK(last.poll);

@@ -330,7 +330,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
         "backend, "
         "block_size, cache, direct, discard, identity, lun, path, physical_block_size, poll, product, "
         "readonly, "
-        "revision, "
+        "reservations, revision, "
         "serial, vendor"}},
       {"unknown word",
        disk_with("direct = \"yes\"\n"),
@@ -366,7 +366,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        {"f.toml:9: partition.scsi.disk.size: unknown key; accepted: backend, block_size, cache, direct, "
         "discard, "
         "identity, "
-        "lun, path, physical_block_size, poll, product, readonly, revision, serial, vendor"}},
+        "lun, path, physical_block_size, poll, product, readonly, reservations, revision, serial, vendor"}},
       {"size of nothing",
        partition_with(
            "[[partition.scsi]]\nname = \"s\"\n[[partition.scsi.disk]]\nlun = 0\nbackend = \"null\"\n"
@@ -496,6 +496,30 @@ TEST_CASE("one image is behind one disk, unless all only read it", "[daemon]") {
                                  "readonly = true on all of them"});
   CHECK(host_problems(two_disks(image, link, "readonly = true\n")).empty());
   CHECK(host_problems(two_disks(image, images.file("second", 4096))).empty());
+}
+
+TEST_CASE("reservations need a directory, and a file of their own", "[daemon]") {
+  Images images;
+  const std::string first = images.file("first", 4096);
+  const std::string second = images.file("second", 4096);
+  const std::string absent = "reservations = '" + images.path("x/y") + "'\n";
+  const auto one = [&](const std::string& keys) {
+    return "[[partition]]\nname='a'\nsocket='/tmp/a.sock'\n[[partition.scsi]]\nname='s'\n"
+           "[[partition.scsi.disk]]\nlun=0\npath='" +
+           first + "'\n" + keys;
+  };
+  const std::string key = "f.toml:6: partition.scsi.disk.reservations: ";
+  CHECK(host_problems(one(absent)) ==
+        std::vector<std::string>{key + "cannot use directory " + images.path("x") +
+                                 ": No such file or directory"});
+  CHECK(host_problems(one("reservations = '" + images.path(".") + "'\n")) ==
+        std::vector<std::string>{key + images.path(".") + " is not a regular file"});
+  CHECK(host_problems(one("reservations = '" + images.path("new") + "'\n")).empty());
+  const ParsedConfig shared = parse_config(two_disks(first, second, "reservations = 'r'\n"), "/");
+  CHECK(
+      lines_of(shared.problems) ==
+      std::vector<std::string>{"f.toml:13: partition.scsi.disk.reservations: the file \"/r\" is taken by the "
+                               "table at line 6"});
 }
 
 TEST_CASE("a socket needs a directory and a free name", "[daemon]") {

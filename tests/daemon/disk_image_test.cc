@@ -27,6 +27,11 @@ class Image {
     return open_disk_image(config_, log_, disk);
   }
   [[nodiscard]] const std::string& path() const { return config_.path; }
+  // In a file of that name beside the image, or at that absolute path. Its path.
+  std::string keep_reservations(const std::string& name) {
+    config_.reservations = name.front() == '/' ? name : directory_.path(name);
+    return config_.reservations;
+  }
 
  private:
   TemporaryDirectory directory_;
@@ -191,9 +196,40 @@ TEST_CASE("an image that QEMU uses is left alone, and the other way round", "[da
   }
 }
 
+TEST_CASE("the file of reservations is made, and one disk's alone", "[daemon]") {
+  Image image;
+  Image other;
+  const std::string path = image.keep_reservations("d.reservations");
+  storvsp::DiskConfig disk;
+  REQUIRE(image.open(disk) == "");
+  REQUIRE(disk.reservations);
+  CHECK((::fcntl(disk.reservations.get(), F_GETFL) & O_ACCMODE) == O_RDWR);
+  CHECK((::fcntl(disk.reservations.get(), F_GETFD) & FD_CLOEXEC) != 0);
+  struct stat status {};
+  REQUIRE(::stat(path.c_str(), &status) == 0);
+  CHECK((status.st_mode & 07777) == 0600);
+  // It shares no image with the first.
+  other.keep_reservations(path);
+  storvsp::DiskConfig second;
+  CHECK(other.open(second) ==
+        path + " is in use: another disk, perhaps of another vmbusd, keeps its reservations there");
+  disk.reservations.reset();
+  CHECK(other.open(second).empty());
+}
+
+TEST_CASE("a file of something else is not taken for reservations", "[daemon]") {
+  Image image;
+  const std::string path = image.keep_reservations("notes");
+  std::ofstream(path) << "dear diary";
+  storvsp::DiskConfig disk;
+  CHECK(image.open(disk) ==
+        path + " holds something other than reservations; give the disk a file of its own");
+  CHECK(!disk.reservations);
+}
+
 TEST_CASE("an image that cannot be opened is told with its path", "[daemon]") {
   storvsp::DiskConfig disk;
-  CHECK(open_disk_image({1, "/nonexistent/d.img", DirectIo::kAuto}, LogScope("test"), disk) ==
+  CHECK(open_disk_image({1, "/nonexistent/d.img", DirectIo::kAuto, ""}, LogScope("test"), disk) ==
         "cannot open /nonexistent/d.img for writing: No such file or directory");
 }
 

@@ -251,6 +251,54 @@ TEST_CASE("data goes through to the file", "[storvsp]") {
   CHECK(served.guest.data()[3] == std::byte{0xff});
 }
 
+// PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY: to be kept. The SRB status.
+unsigned register_key(StorGuest& guest, std::uint8_t key) {
+  std::memset(guest.data(), 0, 24);
+  guest.data()[15] = std::byte{key};
+  guest.data()[20] = std::byte{1};
+  return guest.command({0x5f, 6, 0, 0, 0, 0, 0, 0, 24, 0}, vstor::DataIn::kWrite, 24).packet.srb.srb_status;
+}
+// The key that is registered; 0 where none is.
+std::uint8_t registered_key(StorGuest& guest) {
+  std::memset(guest.data(), 0, 16);
+  (void)guest.command({0x5e, 0, 0, 0, 0, 0, 0, 0, 16, 0}, vstor::DataIn::kRead, 16);
+  return std::to_integer<std::uint8_t>(guest.data()[15]);
+}
+
+TEST_CASE("reservations outlast the device where they have a file", "[storvsp]") {
+  const UniqueFd reservations = memory_file(0);
+  const auto serve = [&](std::uint8_t lun = 0) {
+    DiskConfig disk = file_disk(lun);
+    disk.reservations.reset(::dup(reservations.get()));
+    return one_disk(std::move(disk));
+  };
+  {
+    Served served(serve());
+    CHECK(registered_key(served.guest) == 0);
+    CHECK(register_key(served.guest, 9) == 1);
+    CHECK(registered_key(served.guest) == 9);
+  }
+  {
+    Served served(serve());
+    CHECK(registered_key(served.guest) == 9);
+    CHECK(register_key(served.guest, 10) == 1);
+  }
+  {
+    Served served(serve());
+    CHECK(registered_key(served.guest) == 10);
+  }
+  ControllerConfig other = serve();
+  other.disks[0].identity = Guid::derive("another", "disk");
+  Served served(std::move(other));
+  CHECK(registered_key(served.guest) == 0);
+}
+
+TEST_CASE("without a file reservations are not to be kept", "[storvsp]") {
+  Served served(one_disk(file_disk()));
+  CHECK(register_key(served.guest, 9) == 0x84);
+  CHECK(registered_key(served.guest) == 0);
+}
+
 TEST_CASE("a write-through disk shows no cache and cannot be given one", "[storvsp]") {
   DiskConfig disk = file_disk();
   disk.cache = CacheMode::kWritethrough;

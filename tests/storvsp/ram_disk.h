@@ -92,6 +92,7 @@ class RamDisk final : public Disk {
 
     void provision(DiskRequest& request) noexcept {
       const DiskIo& io = request.io;
+      if (io.op == DiskOp::kKeep) return request.disk_done(EOPNOTSUPP);
       VMBUSD_ASSERT(io.offset < disk.medium.size() && io.length <= disk.medium.size() - io.offset);
       if (io.op == DiskOp::kMap) {
         request.extent = {disk.medium.size() - io.offset, true};

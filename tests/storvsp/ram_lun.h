@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/assert.h"
+#include "storvsp/kept_record.h"
 #include "storvsp/scsi_job.h"
 #include "storvsp/scsi_target.h"
 
@@ -37,6 +38,7 @@ inline LunOptions ram_lun_options(std::uint64_t size_bytes, std::uint32_t block_
   options.identity.id = Guid::literal("00112233-4455-6677-8899-aabbccddeeff");
   options.geometry = {size_bytes, block_bytes, 4096, false, true, true};
   options.max_transfer_bytes = 1u << 20;
+  options.keeps_reservations = true;
   return options;
 }
 
@@ -98,6 +100,7 @@ struct RamLun {
   LogicalUnit lun;
   std::vector<std::byte> medium;
   std::vector<bool> mapped;        // by block
+  std::vector<std::byte> kept;     // beside the medium
   int disk_error = 0;              // errno of the next operations
   bool zeroes_by_writing = false;  // kZero is not supported
   DiskIo last_io;
@@ -123,6 +126,13 @@ struct RamLun {
     operations.push_back(io);
     if (disk_error != 0) return disk_error;
     if (io.op == DiskOp::kFlush) return 0;
+    if (io.op == DiskOp::kKeep) {
+      VMBUSD_ASSERT(buffers.size() == 1 && buffers[0].iov_len == io.length &&
+                    io.length <= KeptRecord::kBytesMax);
+      const auto* const bytes = static_cast<const std::byte*>(buffers[0].iov_base);
+      kept.assign(bytes, bytes + io.length);
+      return 0;
+    }
     const std::uint32_t block = geometry.logical_block_bytes;
     VMBUSD_ASSERT(io.offset % block == 0 && io.length % block == 0 && io.offset < medium.size());
     if (io.op == DiskOp::kMap) {

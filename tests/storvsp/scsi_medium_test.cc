@@ -446,7 +446,9 @@ TEST_CASE("REPORT SUPPORTED OPERATION CODES", "[storvsp]") {
     CHECK(report(lun, {0xa3, 0x0c, 1, 0x28, 0, 0, 0, 0, 0, 255, 0, 0}) ==
           Bytes{0, 3, 0, 10, 0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0});
     CHECK(report(lun, {0xa3, 0x0c, 0x81, 0x28, 0, 0, 0, 0, 0, 255, 0, 0}).size() == 26);
-    CHECK(report(lun, {0xa3, 0x0c, 2, 0x9e, 0, 0x10, 0, 0, 0, 255, 0, 0}).size() == 20);
+    CHECK(report(lun, {0xa3, 0x0c, 2, 0x9e, 0, 0x10, 0, 0, 0, 255, 0, 0}) ==
+          Bytes{0,    3,    0,    16,   0x9e, 0x10, 0xff, 0xff, 0xff, 0xff,
+                0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1,    0});
     CHECK(report(lun, {0xa3, 0x0c, 3, 0x9e, 0, 0x12, 0, 0, 0, 255, 0, 0}).size() == 20);
     CHECK(report(lun, {0xa3, 0x0c, 3, 0x28, 0, 0, 0, 0, 0, 255, 0, 0}).size() == 14);
   }
@@ -467,6 +469,8 @@ TEST_CASE("REPORT SUPPORTED OPERATION CODES", "[storvsp]") {
 TEST_CASE("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "[storvsp]") {
   Lun lun;
   CHECK(report(lun, {0xa3, 0x0d, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0}) == Bytes{0x0a, 0, 0, 0});
+  CHECK(report(lun, {0xa3, 0x0d, 0x80, 0, 0, 0, 0, 0, 0, 255, 0, 0}) ==
+        Bytes{0x0a, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
 }
 
 }  // namespace

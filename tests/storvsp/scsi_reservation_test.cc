@@ -1,4 +1,7 @@
 // PERSISTENT RESERVE IN and OUT, RESERVE and RELEASE: sequences of commands and what the LUN says after them.
+#include <cerrno>
+#include <cstring>
+#include <optional>
 #include <vector>
 
 #include "tests/catch.h"
@@ -20,7 +23,12 @@ Bytes parameter_list(std::uint8_t key, std::uint8_t service_key, std::uint8_t fl
 }
 
 struct Lun : RamLun {
-  Lun() : RamLun(ram_lun_options(1 << 20)) {}
+  explicit Lun(bool keeps = true) : RamLun(options(keeps)) {}
+  static LunOptions options(bool keeps) {
+    LunOptions options = ram_lun_options(1 << 20);
+    options.keeps_reservations = keeps;
+    return options;
+  }
   ScsiResult out(std::uint8_t action, std::uint8_t scope_and_type, Bytes list) {
     return run(Bytes{0x5f, action, scope_and_type, 0, 0, 0, 0, 0, static_cast<std::uint8_t>(list.size()), 0},
                kOut, std::as_writable_bytes(std::span(list)));
@@ -179,8 +187,89 @@ TEST_CASE("persistent reservations", "[storvsp]") {
   }
 }
 
-TEST_CASE("what PERSISTENT RESERVE OUT does not do", "[storvsp]") {
+// What a LUN of that identity finds where another worker process left `kept`.
+std::optional<PersistentReservation> found_in(const std::vector<std::byte>& kept, const Lun& lun) {
+  return from_record(kept, lun.lun.identity().id);
+}
+
+constexpr std::uint8_t kPersist = 1;  // APTPL
+
+TEST_CASE("reservations that are to be kept are, with what becomes of them", "[storvsp]") {
   Lun lun;
+  CHECK(lun.in(2) == Bytes{0, 8, 1, 0x80, 0xea, 0x01, 0, 0});
+  REQUIRE(lun.out(kRegister, 0, parameter_list(0, 7, kPersist)).status == Status::kGood);
+  CHECK(lun.last_io.op == DiskOp::kKeep);
+  CHECK(lun.in(2) == Bytes{0, 8, 1, 0x81, 0xea, 0x01, 0, 0});
+  REQUIRE(found_in(lun.kept, lun));
+  CHECK(found_in(lun.kept, lun)->key == 7);
+  CHECK(!found_in(lun.kept, lun)->type);
+  REQUIRE(lun.out(kReserve, 5, parameter_list(7, 0)).status == Status::kGood);
+  const std::optional<PersistentReservation> found = found_in(lun.kept, lun);
+  REQUIRE(found);
+  CHECK(found->type == ReservationType::kWriteExclusiveRegistrants);
+  CHECK(found->generation == 0);
+  SECTION("another process takes them up") {
+    Lun next;
+    next.lun.reservations().set_state(*found);
+    CHECK(next.in(0) == Bytes{0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7});
+    CHECK(next.in(1)[21] == 5);
+    CHECK(next.in(2)[3] == 0x81);
+    CHECK(next.out(kRelease, 5, parameter_list(7, 0)).status == Status::kGood);
+    CHECK(!found_in(next.kept, next)->type);
+  }
+  SECTION("nothing is written where nothing changes") {
+    const int before = lun.disk_operations;
+    CHECK(lun.out(kReserve, 5, parameter_list(7, 0)).status == Status::kGood);
+    CHECK(lun.out(kReserve, 5, parameter_list(6, 0)).status == Status::kReservationConflict);
+    CHECK(lun.disk_operations == before);
+  }
+  SECTION("until the last registration says otherwise") {
+    CHECK(lun.out(kRegister, 0, parameter_list(7, 8)).status == Status::kGood);
+    CHECK(!found_in(lun.kept, lun));
+    CHECK(lun.in(2)[3] == 0x80);
+    CHECK(lun.in(1)[21] == 5);
+  }
+  SECTION("until they are gone") {
+    CHECK(lun.out(kClear, 0, parameter_list(7, 0)).status == Status::kGood);
+    CHECK(!found_in(lun.kept, lun));
+  }
+  SECTION("what cannot be kept has not happened") {
+    const std::vector<std::byte> before = lun.kept;
+    lun.disk_error = ENOSPC;
+    const ScsiResult result = lun.out(kRelease, 5, parameter_list(7, 0));
+    CHECK((result.sense.asc << 8 | result.sense.ascq) == 0x2707);
+    CHECK(lun.in(1)[21] == 5);
+    CHECK(lun.kept == before);
+  }
+}
+
+TEST_CASE("a record that is not a unit's own is none", "[storvsp]") {
+  Lun lun;
+  REQUIRE(lun.out(kRegister, 0, parameter_list(0, 7, kPersist)).status == Status::kGood);
+  const Guid own = lun.lun.identity().id;
+  REQUIRE(from_record(lun.kept, own));
+  CHECK(!from_record(lun.kept, Guid::derive("another", "unit")));
+  CHECK(!from_record(std::span(lun.kept).first(lun.kept.size() - 1), own));
+  CHECK(!from_record({}, own));
+  ReservationRecord record;
+  std::memcpy(&record, lun.kept.data(), sizeof record);
+  SECTION("no such type") {
+    record.type = 2;
+  }
+  SECTION("no key") {
+    record.key = 0;
+  }
+  SECTION("not registered") {
+    record.registered = 0;
+  }
+  SECTION("registered how?") {
+    record.registered = 2;
+  }
+  CHECK(!from_record(wire_bytes(record), own));
+}
+
+TEST_CASE("what PERSISTENT RESERVE OUT does not do", "[storvsp]") {
+  Lun lun(false);
   for (const auto& [flags, bit] : {std::pair{1, 0}, std::pair{4, 2}, std::pair{8, 3}}) {
     const ScsiResult result = lun.out(kRegister, 0, parameter_list(0, 7, static_cast<std::uint8_t>(flags)));
     CHECK((result.sense.asc << 8 | result.sense.ascq) == 0x2600);

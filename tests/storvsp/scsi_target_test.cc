@@ -134,13 +134,25 @@ const BadCommand kBadCommands[] = {
      0x2400,
      6,
      7},
-    {"REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS, extended",
-     {0xa3, 0x0d, 0x80, 0, 0, 0, 0, 0, 0, 16, 0, 0},
+    {"REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS, extended, into too little",
+     {0xa3, 0x0d, 0x80, 0, 0, 0, 0, 0, 0, 15, 0, 0},
      kIn,
      32,
      5,
      0x2400,
-     2,
+     6,
+     7},
+    {"LOG SENSE that saves", {0x4d, 1, 0x40, 0, 0, 0, 0, 0, 255, 0}, kIn, 255, 5, 0x2400, 1, 0},
+    {"LOG SENSE of what has changed", {0x4d, 2, 0x40, 0, 0, 0, 0, 0, 255, 0}, kIn, 255, 5, 0x2400, 1, 1},
+    {"LOG SENSE page that is not there", {0x4d, 0, 0x4d, 0, 0, 0, 0, 0, 255, 0}, kIn, 255, 5, 0x2400, 2, 5},
+    {"LOG SENSE subpage", {0x4d, 0, 0x6f, 1, 0, 0, 0, 0, 255, 0}, kIn, 255, 5, 0x2400, 3, 7},
+    {"LOG SENSE behind the last parameter",
+     {0x4d, 0, 0x6f, 0, 0, 0, 1, 0, 255, 0},
+     kIn,
+     255,
+     5,
+     0x2400,
+     5,
      7},
     {"GET LBA STATUS past the end",
      {0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0x08, 0, 0, 0, 0, 24, 0, 0},
@@ -389,6 +401,57 @@ TEST_CASE("bad commands get the sense that says what is wrong", "[storvsp]") {
       }
       CHECK(sense_of(result) == expected);
     }
+  }
+}
+
+// What no list of cases holds: each bit that an entry does not know, alone in a CDB that is zeros otherwise.
+TEST_CASE("a bit that a command does not know is refused where it stands", "[storvsp]") {
+  for (const CommandEntry& entry : command_table()) {
+    DYNAMIC_SECTION("opcode " << static_cast<int>(entry.opcode) << ", service action "
+                              << entry.service_action) {
+      const bool has_action = entry.service_action != CommandEntry::kNoServiceAction;
+      RamLun lun = small_lun();
+      std::vector<std::byte> data(4096);
+      for (std::size_t byte = 1; byte < entry.cdb_length; ++byte) {
+        for (unsigned bit = 0; bit < 8; ++bit) {
+          if ((entry.usage[byte] >> bit & 1) != 0) continue;
+          Bytes cdb(entry.cdb_length);
+          cdb[0] = static_cast<std::uint8_t>(entry.opcode);
+          if (has_action) cdb[1] = static_cast<std::uint8_t>(entry.service_action);
+          cdb[byte] = static_cast<std::uint8_t>(cdb[byte] | 1u << bit);
+          const ScsiResult result = lun.run(cdb, entry.direction, data);
+          REQUIRE(result.status == Status::kCheckCondition);
+          REQUIRE(result.sense.flags_and_key == 5);
+          REQUIRE((result.sense.asc << 8 | result.sense.ascq) == 0x2400);
+          REQUIRE(result.sense.field == byte);
+          REQUIRE(result.sense.key_specific == (0xc8 | bit));
+        }
+      }
+      // As are CDBs that end early.
+      for (std::size_t length = has_action ? 2 : 1; length < entry.cdb_length; ++length) {
+        Bytes cdb(length);
+        cdb[0] = static_cast<std::uint8_t>(entry.opcode);
+        if (has_action) cdb[1] = static_cast<std::uint8_t>(entry.service_action);
+        const ScsiResult result = lun.run(cdb, entry.direction, data);
+        REQUIRE(result.status == Status::kCheckCondition);
+        REQUIRE((result.sense.asc << 8 | result.sense.ascq) == 0x2400);
+        REQUIRE(result.sense.key_specific == 0);
+      }
+      CHECK(lun.disk_operations == 0);
+    }
+  }
+}
+
+TEST_CASE("what is no command is refused as such", "[storvsp]") {
+  RamLun lun = small_lun();
+  for (unsigned opcode = 0; opcode < 256; ++opcode) {
+    bool known = false;
+    for (const CommandEntry& entry : command_table()) known |= static_cast<unsigned>(entry.opcode) == opcode;
+    if (known) continue;
+    Bytes cdb(16);
+    cdb[0] = static_cast<std::uint8_t>(opcode);
+    const ScsiResult result = lun.run(cdb, kNone, {});
+    REQUIRE(sense_of(result) == Bytes{0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x20, 0, 0, 0xcf, 0, 0});
   }
 }
 
@@ -688,6 +751,54 @@ TEST_CASE("MODE SELECT(6) takes all or nothing", "[storvsp]") {
           Status::kCheckCondition);
     CHECK(!lun.lun.write_cache());
   }
+}
+
+TEST_CASE("LOG SENSE", "[storvsp]") {
+  RamLun lun = small_lun();
+  const auto page = [&](std::uint8_t code, std::uint8_t subpage) {
+    return ask(lun, {0x4d, 0, code, subpage, 0, 0, 0, 0, 255, 0}).data;
+  };
+  CHECK(page(0x00, 0) == Bytes{0x00, 0, 0, 2, 0x00, 0x2f});
+  CHECK(page(0x40, 0) == page(0x00, 0));
+  CHECK(page(0x40, 0xff) == Bytes{0x40, 0xff, 0, 6, 0x00, 0, 0x00, 0xff, 0x2f, 0});
+  CHECK(page(0x6f, 0) == Bytes{0xaf, 0, 0, 8, 0, 0, 0x23, 4, 0, 0, 0xff, 0});
+  CHECK(ask(lun, {0x4d, 0, 0x6f, 0, 0, 0, 0, 0, 4, 0}).data == Bytes{0xaf, 0, 0, 8});
+}
+
+TEST_CASE("a stopped unit leaves its medium alone until it is started", "[storvsp]") {
+  RamLun lun = small_lun();
+  std::vector<std::byte> data(512);
+  REQUIRE(lun.run({0x1b, 0, 0, 0, 0, 0}).status == Status::kGood);
+  const int flushed = lun.disk_operations;
+  CHECK(flushed == 1);
+  const Bytes not_ready = {0x70, 0, 2, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x04, 0x02, 0, 0, 0, 0};
+  for (const Bytes& cdb : {Bytes{0x00, 0, 0, 0, 0, 0}, Bytes{0x2f, 0, 0, 0, 0, 0, 0, 0, 1, 0},
+                           Bytes{0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}}) {
+    CHECK(sense_of(lun.run(cdb, kIn, data)) == not_ready);
+  }
+  for (const Bytes& cdb :
+       {Bytes{0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0}, Bytes{0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0},
+        Bytes{0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0}, Bytes{0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0}}) {
+    CHECK(sense_of(lun.run(cdb, kOut, data)) == not_ready);
+  }
+  CHECK(lun.disk_operations == flushed);
+  CHECK(ask(lun, {0x12, 0, 0, 0, 36, 0}).result.status == Status::kGood);
+  CHECK(ask(lun, {0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0}).result.status == Status::kGood);
+  CHECK(ask(lun, {0x1a, 0, 0x3f, 0, 255, 0}).result.status == Status::kGood);
+  CHECK(lun.run({0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0}).status == Status::kGood);
+  SECTION("by the guest") {
+    CHECK(lun.run({0x1b, 0, 0, 0, 1, 0}).status == Status::kGood);
+  }
+  SECTION("by a reset, of which it tells") {
+    lun.lun.reset_by_guest(UnitAttention::kLogicalUnitReset);
+    CHECK(lun.run({0x00, 0, 0, 0, 0, 0}).sense.asc == 0x29);
+  }
+  SECTION("by a guest that starts over") {
+    lun.lun.power_on();
+    CHECK(lun.run({0x00, 0, 0, 0, 0, 0}).sense.asc == 0x29);
+  }
+  CHECK(lun.run({0x00, 0, 0, 0, 0, 0}).status == Status::kGood);
+  CHECK(lun.run({0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0}, kIn, data).status == Status::kGood);
 }
 
 TEST_CASE("FUA and the write cache", "[storvsp]") {
