@@ -21,7 +21,7 @@ OPTIONAL_MODULES = ("crc32c-intel", "pci-hyperv", "hv_sock", "ptp", "vsock", "vi
 
 PROGRAMS = ("mkfs.ext4", "fsck.ext4", "debugfs", "sfdisk", "blockdev", "sg_inq", "sg_vpd", "sg_raw", "sg_unmap", "sg_reset",
             "sg_luns", "sg_verify", "sg_write_same", "sg_compare_and_write", "sg_get_lba_status", "sg_opcodes", "sg_modes", "sg_readcap",
-            "sg_persist", "blkdiscard", "fstrim", "ethtool", "iperf3", "ip", "tc", "taskset", "nstat", "ping", "socat")  # fmt: skip
+            "sg_persist", "sg_logs", "sg_requests", "sg_turs", "sg_sync", "sg_prevent", "sg_start", "sg_wr_mode", "blkdiscard", "fstrim", "ethtool", "iperf3", "ip", "tc", "taskset", "nstat", "ping", "socat")  # fmt: skip
 
 
 def _which(program):

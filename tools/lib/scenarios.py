@@ -230,7 +230,7 @@ def host_write_error(session):
 
 
 def thin_disk(session):
-    """sg3-utils find nothing to complain of on four channels, and fstrim makes the host's file smaller."""
+    """On four channels discard reaches the host, and fstrim makes its file smaller."""
     image = session.image("disk.img", 256)
     session.start_daemon({"demo": [Disk(image, "THIN-1")]}, scsi="channels = 4")
     guest = session.start_guest("demo", "thin", cpus=4, SERIAL="THIN-1")
@@ -242,6 +242,34 @@ def thin_disk(session):
     check(trimmed <= filled - 100, f"fstrim left {trimmed} of {filled} MiB")
     check(guest.last("channels") == "4", f"the guest uses {guest.last('channels')} channels")
     check(guest.last("errors") == "0", f"the guest's kernel logged {guest.last('errors')} I/O errors")
+
+
+# Families of libiscsi's tests whose commands there are, and tests that fail; why: docs/storage.md, What tests of others say.
+LIBISCSI_FAMILIES = (
+    "CompareAndWrite", "GetLBAStatus", "Inquiry", "Mandatory", "ModeSense6", "NoMedia", "PreventAllow", "PrinReadKeys", "PrinServiceactionRange",
+    "PrinReportCapabilities", "ProutRegister", "ProutReserve", "ProutClear", "ProutPreempt", "Read6", "Read10", "Read12", "Read16",
+    "ReadCapacity10", "ReadCapacity16", "ReadOnly", "ReportSupportedOpcodes", "Reserve6", "StartStopUnit", "TestUnitReady", "Unmap",
+    "Verify10", "Verify12", "Verify16", "Write10", "Write12", "Write16", "WriteSame10", "WriteSame16", "WriteVerify10", "WriteVerify12",
+    "WriteVerify16",
+)  # fmt: skip
+LIBISCSI_FAILURES = {"GetLBAStatus.UnmapSingle", "Inquiry.EVPD", "WriteSame16.Unmap"}
+
+
+def sg3_utils(session):
+    """sg3-utils read each page and run each command, and libiscsi's tests fail where they must, listed in docs/storage.md."""
+    image = session.image("disk.img", 256)
+    session.start_daemon({"demo": [Disk(image, "SG-1", options=f'reservations = "{session.files}/reservations"')]}, scsi="channels = 2")
+    guest = session.start_guest("demo", "sg3-utils libiscsi", cpus=2, more_images=(session.plan["libiscsi"],), SERIAL="SG-1",
+                                FAMILIES=" ".join(LIBISCSI_FAMILIES))  # fmt: skip
+    guest.finish(600)
+    check("complaint" not in guest.said, f"sg3-utils complain: {' | '.join(guest.said.get('complaint', []))}")
+    outcomes = {"passed": set(), "failed": set(), "skipped": set()}
+    for line in guest.said["test"]:
+        outcome, name = line.split()[:2]
+        outcomes[outcome].add(name)
+    check(outcomes["failed"] <= LIBISCSI_FAILURES, f"libiscsi's tests fail: {', '.join(sorted(outcomes['failed'] - LIBISCSI_FAILURES))}")
+    check(len(outcomes["passed"]) >= 100, f"only {len(outcomes['passed'])} of libiscsi's tests passed")
+    return {"tried": guest.last("tried"), **{outcome: sorted(names) for outcome, names in outcomes.items()}}
 
 
 def vmm_killed(session):
@@ -583,6 +611,7 @@ SCENARIOS = {
     "read-only": read_only,
     "host-write-error": host_write_error,
     "thin-disk": thin_disk,
+    "sg3-utils": sg3_utils,
     "vmm-killed": vmm_killed,
     "worker-killed": worker_killed,
     "second-kernel": second_kernel,

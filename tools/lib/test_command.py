@@ -14,6 +14,7 @@ import dpdk
 import distro_image
 import fetch
 import kernel
+import libiscsi
 import run
 import scenarios
 
@@ -30,6 +31,7 @@ NEEDS = {
     "second-kernel": ("second", lambda: run.guest_of(kernel.from_suite(*SECOND_KERNEL))),
     "network-dpdk": ("dpdk", lambda: str(dpdk.image())),
     "distro": ("distro", distro_image.distro),
+    "sg3-utils": ("libiscsi", lambda: str(libiscsi.image())),
 }
 
 
