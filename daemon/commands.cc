@@ -74,6 +74,9 @@ storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   if (disk.backend == Backend::kFile) disk.fd = fds.take();
   if (object.boolean("reservations")) disk.reservations = fds.take();
   disk.size_bytes = object.integer64("size_bytes");
+  disk.limits.operations = object.integer("operations_max", 0, kDiskOperationsMax);
+  disk.limits.bytes = object.integer64("bytes_max");
+  disk.limits.burst_ms = object.integer("burst_ms", 0, kBurstMsMax);
   disk.read_only = object.boolean("read_only");
   disk.poll = object.boolean("poll");
   disk.discard = object.boolean("discard");
@@ -229,6 +232,9 @@ EncodedCommand encode(const storvsp::ControllerConfig& controller) {
                      {"backend", static_cast<std::uint32_t>(disk.backend)},
                      {"size_bytes", disk.size_bytes},
                      {"reservations", static_cast<bool>(disk.reservations)},
+                     {"operations_max", disk.limits.operations},
+                     {"bytes_max", disk.limits.bytes},
+                     {"burst_ms", disk.limits.burst_ms},
                      {"read_only", disk.read_only},
                      {"poll", disk.poll},
                      {"discard", disk.discard},

@@ -528,6 +528,7 @@ class ConfigReader {
     if (disk.poll && image.direct == DirectIo::kOff) {
       table.refuse("poll", "needs O_DIRECT; accepted: true with direct = \"on\" or \"auto\"");
     }
+    disk.limits = read_limits(table);
     disk.discard = table.boolean("discard").value_or(true);
     disk.cache = table.word("cache", kCacheModes).value_or(storvsp::CacheMode::kWriteback);
     disk.logical_block_bytes = table.word("block_size", kBlockSizes).value_or(0);
@@ -624,6 +625,20 @@ class ConfigReader {
   }
 
   // The size in bytes of a disk without an image; 0 where it was refused.
+  static storvsp::DiskLimits read_limits(TableReader& table) {
+    storvsp::DiskLimits limits;
+    limits.operations = table.integer("iops", 1, kDiskOperationsMax).value_or(0);
+    constexpr std::string_view kAccepted =
+        "bytes a second with a binary suffix, such as \"512K\", \"100M\", \"2G\"";
+    if (const auto text = table.text("rate", kAccepted)) {
+      const std::optional<std::uint64_t> bytes = parse_size(*text);
+      if (!bytes) table.refuse_value("rate", in_quotes(*text), kAccepted);
+      limits.bytes = bytes.value_or(0);
+    }
+    limits.burst_ms = table.integer("burst", 0, kBurstMsMax).value_or(limits.burst_ms);
+    return limits;
+  }
+
   static std::uint64_t read_null_size(TableReader& table) {
     constexpr std::string_view kAccepted =
         "bytes with a binary suffix, such as \"512M\", \"10G\", \"2T\", up to \"1024T\"";

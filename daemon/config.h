@@ -20,6 +20,8 @@ inline constexpr std::size_t kDevicesMax = 64;  // per partition; each is at lea
 inline constexpr std::uint32_t kIoThreadsMax = 64;
 inline constexpr std::uint32_t kPollUsMax = 10'000;
 inline constexpr std::uint32_t kPollUsDefault = 50;
+inline constexpr std::uint32_t kDiskOperationsMax = 100'000'000;  // a second
+inline constexpr std::uint32_t kBurstMsMax = 10'000;
 inline constexpr std::size_t kProblemsMax = 100;  // reported for one file
 
 enum class DirectIo : std::uint8_t {

@@ -177,6 +177,7 @@ class Controller final : public devices::Device {
                                                        .subject = fmt::format("{} LUN {}", name_, disk.lun)},
                                      std::move(kept));
     }
+    if (disk.limits.any()) lun.disk = std::make_unique<LimitedDisk>(std::move(lun.disk), disk.limits);
   }
   [[nodiscard]] bool has(std::uint8_t lun) const { return state_.luns[lun].unit != nullptr; }
 

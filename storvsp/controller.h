@@ -11,6 +11,7 @@
 #include "base/guid.h"
 #include "base/result.h"
 #include "devices/device.h"
+#include "storvsp/limited_disk.h"
 
 namespace vmbusd::storvsp {
 
@@ -40,7 +41,8 @@ struct DiskConfig {
   UniqueFd reservations;
   bool read_only = false;
   CacheMode cache = CacheMode::kWriteback;
-  bool poll = false;                       // reads and writes are polled for; O_DIRECT only
+  bool poll = false;  // reads and writes are polled for; O_DIRECT only
+  DiskLimits limits;
   bool discard = true;                     // the guest may give space back, where the back end can
   std::uint32_t logical_block_bytes = 0;   // 512 or 4096; 0: what the back end needs, 512 where it can
   std::uint32_t physical_block_bytes = 0;  // power of two, 512..65536, >= logical; 0: what the back end says

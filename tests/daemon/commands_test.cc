@@ -49,6 +49,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
     disk.lun = static_cast<std::uint8_t>(lun);
     disk.fd = some_fd();
     disk.reservations = some_fd();
+    disk.limits = {100'000'000, std::uint64_t{1} << 50, 10'000};
     disk.read_only = true;
     disk.discard = false;
     disk.poll = true;
@@ -71,6 +72,7 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   CHECK(last.lun == storvsp::kMaxLuns - 1);
   CHECK(last.fd);
   CHECK(last.reservations);
+  CHECK(last.limits == controller.disks.back().limits);
   CHECK(last.read_only);
   CHECK(!last.discard);
   CHECK(last.poll);

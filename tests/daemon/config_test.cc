@@ -37,6 +37,10 @@ path = "/images/a.img"
 readonly = true
 direct = "off"
 cache = "writethrough"
+iops = 5000
+rate = "200M"
+burst = 250
+reservations = "a.reservations"
 block_size = 4096
 physical_block_size = 8192
 vendor = "ACME"
@@ -116,6 +120,8 @@ TEST_CASE("every key is read", "[daemon]") {
   CHECK(demo.scsi[0].images[0].line == 12);
   CHECK(disk.read_only);
   CHECK(disk.cache == storvsp::CacheMode::kWritethrough);
+  CHECK(disk.limits == storvsp::DiskLimits{5000, 200 << 20, 250});
+  CHECK(demo.scsi[0].images[0].reservations == "/etc/vmbusd/a.reservations");
   CHECK(disk.logical_block_bytes == 4096);
   CHECK(disk.physical_block_bytes == 8192);
   CHECK(disk.vendor == "ACME");
@@ -189,6 +195,8 @@ TEST_CASE("what is left out has its default", "[daemon]") {
   CHECK_FALSE(scsi.controller.disks[0].read_only);
   CHECK(scsi.controller.disks[0].logical_block_bytes == 0);
   CHECK(scsi.controller.disks[0].serial.empty());
+  CHECK_FALSE(scsi.controller.disks[0].limits.any());
+  CHECK(scsi.images[0].reservations.empty());
 }
 
 // One partition "a" with the given keys below, from line 4 on.
@@ -328,10 +336,9 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        disk_with("read_only = true\n"),
        {"f.toml:9: partition.scsi.disk.read_only: unknown key (did you mean \"readonly\"?); accepted: "
         "backend, "
-        "block_size, cache, direct, discard, identity, lun, path, physical_block_size, poll, product, "
-        "readonly, "
-        "reservations, revision, "
-        "serial, vendor"}},
+        "block_size, burst, cache, direct, discard, identity, iops, lun, path, physical_block_size, poll, "
+        "product, "
+        "rate, readonly, reservations, revision, serial, vendor"}},
       {"unknown word",
        disk_with("direct = \"yes\"\n"),
        {"f.toml:9: partition.scsi.disk.direct: \"yes\" is not accepted; accepted: \"auto\", \"on\", "
@@ -344,6 +351,13 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        disk_with("cache = \"none\"\n"),
        {"f.toml:9: partition.scsi.disk.cache: \"none\" is not accepted; accepted: \"writeback\", "
         "\"writethrough\", \"unsafe\""}},
+      {"no operations",
+       disk_with("iops = 0\n"),
+       {"f.toml:9: partition.scsi.disk.iops: 0 is not accepted; accepted: an integer from 1 to 100000000"}},
+      {"rate without a unit",
+       disk_with("rate = \"100\"\n"),
+       {"f.toml:9: partition.scsi.disk.rate: \"100\" is not accepted; accepted: bytes a second with a binary "
+        "suffix, such as \"512K\", \"100M\", \"2G\""}},
       {"block size",
        disk_with("block_size = 1024\n"),
        {"f.toml:9: partition.scsi.disk.block_size: 1024 is not accepted; accepted: 512, 4096"}},
@@ -363,10 +377,12 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
         "characters"}},
       {"size of an image",
        disk_with("size = \"1G\"\n"),
-       {"f.toml:9: partition.scsi.disk.size: unknown key; accepted: backend, block_size, cache, direct, "
+       {"f.toml:9: partition.scsi.disk.size: unknown key; accepted: backend, block_size, burst, cache, "
+        "direct, "
         "discard, "
-        "identity, "
-        "lun, path, physical_block_size, poll, product, readonly, reservations, revision, serial, vendor"}},
+        "identity, iops, "
+        "lun, path, physical_block_size, poll, product, rate, readonly, reservations, revision, serial, "
+        "vendor"}},
       {"size of nothing",
        partition_with(
            "[[partition.scsi]]\nname = \"s\"\n[[partition.scsi.disk]]\nlun = 0\nbackend = \"null\"\n"
