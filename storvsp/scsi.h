@@ -164,6 +164,10 @@ static_assert(offsetof(InquiryData, flags7) == 7 && offsetof(InquiryData, vendor
 inline constexpr std::uint8_t kTypeDirectAccess = 0x00;
 inline constexpr std::uint8_t kNoLogicalUnit = 0x7f;  // qualifier 3, type 0x1f
 inline constexpr std::uint8_t kVersionSpc3 = 0x05;
+// Version descriptors: no version of the standard in particular. [SPC-4: Version descriptor values]
+inline constexpr std::uint16_t kStandardSam4 = 0x0080;
+inline constexpr std::uint16_t kStandardSpc3 = 0x0300;
+inline constexpr std::uint16_t kStandardSbc3 = 0x04c0;
 inline constexpr std::uint8_t kInquiryFormat = 0x02;
 inline constexpr std::uint8_t kInquiryCommandQueue = 0x02;
 

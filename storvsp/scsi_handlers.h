@@ -44,10 +44,8 @@ ScsiNext fail_job(const ScsiJob& job, int error, ScsiResult& result);
 
 // Limits of single commands, told in VPD page B0.
 inline constexpr std::uint32_t kUnmapDescriptorsMax = 256;
-// Enough for large discards to be few, and an end to each.
-[[nodiscard]] inline std::uint32_t unmap_blocks_max(const DiskGeometry& geometry) {
-  return static_cast<std::uint32_t>((std::uint64_t{4} << 30) / geometry.logical_block_bytes);
-}
+// Enough for large discards to be few, and an end to each. libiscsi's tests take more for a mistake.
+inline constexpr std::uint32_t kUnmapBlocksMax = 1u << 20;
 // May have to be written block by block.
 [[nodiscard]] inline std::uint32_t write_same_blocks_max(const DiskGeometry& geometry) {
   return (64u << 20) / geometry.logical_block_bytes;

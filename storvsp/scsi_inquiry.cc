@@ -90,7 +90,7 @@ ScsiNext block_limits(const LogicalUnit& lun, const ScsiCommand& command, ScsiRe
   page.max_transfer = lun.max_transfer_bytes() / geometry.logical_block_bytes;
   page.max_write_same = write_same_blocks_max(geometry);
   if (geometry.discards) {
-    page.max_unmap_blocks = unmap_blocks_max(geometry);
+    page.max_unmap_blocks = kUnmapBlocksMax;
     page.max_unmap_descriptors = kUnmapDescriptorsMax;
     page.optimal_unmap_granularity = geometry.physical_block_bytes / geometry.logical_block_bytes;
     page.unmap_alignment = scsi::kUnmapAlignmentValid;
@@ -168,6 +168,7 @@ ScsiNext inquiry(LogicalUnit& lun, const ScsiCommand& command, ScsiResult& resul
   scsi::InquiryData data = inquiry_header(scsi::kTypeDirectAccess);
   // Linux sends tagged commands, and more than one at a time, only with it.
   data.flags7 = scsi::kInquiryCommandQueue;
+  data.version_descriptors = {scsi::kStandardSam4, scsi::kStandardSpc3, scsi::kStandardSbc3};
   data.vendor = lun.identity().vendor;
   data.product = lun.identity().product;
   data.revision = lun.identity().revision;

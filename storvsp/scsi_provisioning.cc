@@ -137,8 +137,7 @@ ScsiNext write_same16(ScsiJob& job, ScsiResult& result) {
 // [SBC-4: UNMAP command] Every range is checked before the first is unmapped.
 ScsiNext unmap(ScsiJob& job, ScsiResult& result) {
   const LogicalUnit& lun = *job.lun;
-  const DiskGeometry& geometry = lun.geometry();
-  if (!geometry.discards) return invalid_cdb(result, Asc::kInvalidCommandOperationCode, {0});
+  if (!lun.geometry().discards) return invalid_cdb(result, Asc::kInvalidCommandOperationCode, {0});
   if (lun.read_only()) return check_condition(result, SenseKey::kDataProtect, Asc::kWriteProtected);
   const auto list_length = cdb_field<std::uint16_t>(job.command, 7);
   if (list_length == 0) return succeed(result);
@@ -163,7 +162,7 @@ ScsiNext unmap(ScsiJob& job, ScsiResult& result) {
       return check_condition(result, SenseKey::kIllegalRequest, Asc::kLbaOutOfRange);
     }
     total += descriptor.blocks;
-    if (total > unmap_blocks_max(geometry)) {
+    if (total > kUnmapBlocksMax) {
       const std::size_t byte =
           sizeof header + i * sizeof descriptor + offsetof(scsi::UnmapDescriptor, blocks);
       return invalid_parameter(result, {static_cast<std::uint16_t>(byte)});

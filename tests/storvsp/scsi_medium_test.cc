@@ -296,13 +296,13 @@ TEST_CASE("UNMAP gives space back", "[storvsp]") {
 }
 
 TEST_CASE("UNMAP of much goes by pieces", "[storvsp]") {
-  LunOptions options = ram_lun_options(std::uint64_t{8} << 30);
+  LunOptions options = ram_lun_options(std::uint64_t{8} << 30, 4096);
   LogicalUnit lun(options);
   std::vector<std::byte> scratch(ScsiJob::kScratchBytes);
   ScsiJob job;
   job.lun = &lun;
   job.scratch = scratch.data();
-  constexpr std::uint32_t kMax = static_cast<std::uint32_t>((std::uint64_t{4} << 30) / 512);
+  constexpr std::uint32_t kMax = 1u << 20;
   const auto begin = [&](std::uint32_t blocks, ScsiResult& result) {
     Bytes list = unmap_list({{1, blocks}});
     const Bytes cdb = unmap_cdb(list.size());
@@ -318,7 +318,7 @@ TEST_CASE("UNMAP of much goes by pieces", "[storvsp]") {
   ScsiNext next = begin(kMax, result);
   for (std::uint64_t piece = 0; piece < 4; ++piece) {
     REQUIRE(next == ScsiNext::kDisk);
-    CHECK(job.io.offset == 512 + (piece << 30));
+    CHECK(job.io.offset == 4096 + (piece << 30));
     CHECK(job.io.length == 1u << 30);
     next = continue_job(job, 0, result);
   }

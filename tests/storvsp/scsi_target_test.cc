@@ -1,5 +1,6 @@
 #include "storvsp/scsi_target.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <string>
 #include <vector>
@@ -511,7 +512,10 @@ TEST_CASE("INQUIRY", "[storvsp]") {
   CHECK(text(answer.data, 8, 8) == "Msft    ");
   CHECK(text(answer.data, 16, 16) == "Virtual Disk    ");
   CHECK(text(answer.data, 32, 4) == "1.0 ");
-  CHECK(Bytes(answer.data.begin() + 36, answer.data.end()) == Bytes(60, 0));
+  Bytes rest(60);
+  const Bytes standards = {0x00, 0x80, 0x03, 0x00, 0x04, 0xc0};
+  std::copy(standards.begin(), standards.end(), rest.begin() + 22);
+  CHECK(Bytes(answer.data.begin() + 36, answer.data.end()) == rest);
   CHECK(answer.rest_untouched);
   SECTION("allocation length cuts it") {
     const Answer cut = ask(lun, {0x12, 0, 0, 0, 36, 0});
@@ -544,9 +548,9 @@ TEST_CASE("vital product data", "[storvsp]") {
   Bytes extended = {0, 0x86, 0, 60, 0, 1, 1};
   extended.resize(64);
   CHECK(page(0x86) == extended);
-  // WSNZ, 128 blocks compared at most, transfers of 1 MiB, unmapping of 4 GiB in 256 descriptors by physical
-  // blocks from 0 on, WRITE SAME of 64 MiB.
-  Bytes limits = {0, 0xb0, 0, 60, 1, 128, 0, 8, 0, 0, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80,
+  // WSNZ, 128 blocks compared at most, transfers of 1 MiB, unmapping of 2^20 blocks in 256 descriptors by
+  // physical blocks from 0 on, WRITE SAME of 64 MiB.
+  Bytes limits = {0, 0xb0, 0, 60, 1, 128, 0, 8, 0, 0, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
                   0, 0,    0, 0,  1, 0,   0, 0, 0, 8, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0};
   limits.resize(64);
   CHECK(page(0xb0) == limits);
