@@ -110,6 +110,7 @@ struct RamLun {
  private:
   void run_job(const ScsiCommand& command, ScsiResult& result) {
     job.command = command;
+    job.compared = false;
     // A shuffled scratch: nothing may be taken for the guest's.
     std::memset(scratch.data(), 0xee, scratch.size());
     ScsiNext next = begin_job(job, result);
