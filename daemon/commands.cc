@@ -14,12 +14,14 @@ namespace {
 constexpr const char* kDo = "do";
 constexpr const char* kConfigure = "configure";
 constexpr const char* kConfine = "confine";
+constexpr const char* kAddIntegration = "add-integration";
 constexpr const char* kAddScsi = "add-scsi";
 constexpr const char* kAddNic = "add-nic";
 constexpr const char* kStart = "start";
 constexpr const char* kConnection = "connection";
 constexpr const char* kChangeNic = "change-nic";
 constexpr const char* kStatus = "status";
+constexpr const char* kGuest = "guest";
 constexpr const char* kLogLevel = "log-level";
 constexpr const char* kStop = "stop";
 constexpr const char* kRecoveryArea = "recovery-area";
@@ -63,6 +65,17 @@ SandboxConfig read_sandbox(ObjectReader& object) {
       object.integer("seccomp", 0, static_cast<std::uint32_t>(SeccompAction::kNone)));
   sandbox.own_bytes_max = object.integer64("own_bytes_max");
   return sandbox;
+}
+
+integration::Config read_integration(ObjectReader& object) {
+  integration::Config config;
+  config.partition = object.text("partition");
+  config.heartbeat = object.boolean("heartbeat");
+  config.shutdown = object.boolean("shutdown");
+  config.timesync = object.boolean("timesync");
+  config.kvp = object.boolean("kvp");
+  config.vss = object.boolean("vss");
+  return config;
 }
 
 storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
@@ -142,6 +155,7 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     return command;
   }
   if (what == kConfine) return read_sandbox(object);
+  if (what == kAddIntegration) return read_integration(object);
   if (what == kAddScsi) return read_controller(object, fds);
   if (what == kAddNic) return read_nic(object, fds);
   if (what == kStart) return StartCommand{};
@@ -167,6 +181,16 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     command.file = fds.take();
     return command;
   }
+  if (what == kGuest) {
+    constexpr auto kMax = static_cast<std::uint32_t>(GuestCommand::Ask::kDeleteKey);
+    GuestCommand command;
+    command.id = object.integer("id", 0, UINT32_MAX);
+    command.ask = static_cast<GuestCommand::Ask>(object.integer("ask", 0, kMax));
+    command.timeout_s = object.integer("timeout_s", 0, UINT32_MAX);
+    command.key = object.text("key");
+    command.value = object.text("value");
+    return command;
+  }
   if (what == kLogLevel) {
     constexpr auto kMax = static_cast<std::uint32_t>(LogLevel::kError);
     return LogLevelCommand{static_cast<LogLevel>(object.integer("level", 0, kMax))};
@@ -182,6 +206,10 @@ std::optional<Report> read_report(ObjectReader& object, FdQueue& fds) {
   if (what == kConnectionEnded) return ConnectionEndedReport{};
   if (what == kBackendLost) return BackendLostReport{object.text("nic")};
   if (what == kStatus) return StatusReport{object.integer("id", 0, UINT32_MAX)};
+  if (what == kGuest) {
+    const std::uint32_t id = object.integer("id", 0, UINT32_MAX);
+    return GuestReport{id, object.shown_text("problem")};
+  }
   if (what == kKeepFd) {
     const partition::FdKey key = object.integer64("key");
     return KeepFdReport{key, fds.take()};
@@ -221,6 +249,17 @@ EncodedCommand encode(const SandboxConfig& sandbox) {
                 {"group", ids.group},
                 {"seccomp", static_cast<std::uint32_t>(sandbox.seccomp)},
                 {"own_bytes_max", sandbox.own_bytes_max}}),
+          {}};
+}
+
+EncodedCommand encode(const integration::Config& integration) {
+  return {dump({{kDo, kAddIntegration},
+                {"partition", integration.partition},
+                {"heartbeat", integration.heartbeat},
+                {"shutdown", integration.shutdown},
+                {"timesync", integration.timesync},
+                {"kvp", integration.kvp},
+                {"vss", integration.vss}}),
           {}};
 }
 
@@ -312,36 +351,50 @@ EncodedCommand encode_status(std::uint32_t id, int file) {
   return {dump({{kDo, kStatus}, {"id", id}}), {file}};
 }
 
+EncodedCommand encode(const GuestCommand& command) {
+  return {dump({{kDo, kGuest},
+                {"id", command.id},
+                {"ask", static_cast<std::uint32_t>(command.ask)},
+                {"timeout_s", command.timeout_s},
+                {"key", command.key},
+                {"value", command.value}}),
+          {}};
+}
+
 EncodedCommand encode(const LogLevelCommand& command) {
   return {dump({{kDo, kLogLevel}, {"level", static_cast<std::uint32_t>(command.level)}}), {}};
 }
 
 std::string encode(const Report& report) {
-  return std::visit(Overloaded{[](const ReadyReport&) {
-                                 return dump({{kReport, kReady}});
-                               },
-                               [](const ConnectionEndedReport&) {
-                                 return dump({{kReport, kConnectionEnded}});
-                               },
-                               [](const BackendLostReport& lost) {
-                                 return dump({{kReport, kBackendLost}, {"nic", lost.nic}});
-                               },
-                               [](const StatusReport& status) {
-                                 return dump({{kReport, kStatus}, {"id", status.id}});
-                               },
-                               [](const KeepFdReport& keep) {
-                                 return dump({{kReport, kKeepFd}, {"key", keep.key}});
-                               },
-                               [](const DropFdReport& drop) {
-                                 return dump({{kReport, kDropFd}, {"key", drop.key}});
-                               },
-                               [](const TakenUpReport&) {
-                                 return dump({{kReport, kTakenUp}});
-                               },
-                               [](const StaysReport&) {
-                                 return dump({{kReport, kStays}});
-                               }},
-                    report);
+  return std::visit(
+      Overloaded{[](const ReadyReport&) {
+                   return dump({{kReport, kReady}});
+                 },
+                 [](const ConnectionEndedReport&) {
+                   return dump({{kReport, kConnectionEnded}});
+                 },
+                 [](const BackendLostReport& lost) {
+                   return dump({{kReport, kBackendLost}, {"nic", lost.nic}});
+                 },
+                 [](const StatusReport& status) {
+                   return dump({{kReport, kStatus}, {"id", status.id}});
+                 },
+                 [](const KeepFdReport& keep) {
+                   return dump({{kReport, kKeepFd}, {"key", keep.key}});
+                 },
+                 [](const DropFdReport& drop) {
+                   return dump({{kReport, kDropFd}, {"key", drop.key}});
+                 },
+                 [](const TakenUpReport&) {
+                   return dump({{kReport, kTakenUp}});
+                 },
+                 [](const GuestReport& guest) {
+                   return dump({{kReport, kGuest}, {"id", guest.id}, {"problem", guest.problem}});
+                 },
+                 [](const StaysReport&) {
+                   return dump({{kReport, kStays}});
+                 }},
+      report);
 }
 
 Result<Command> decode_command(CommandDatagram datagram) {

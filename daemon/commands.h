@@ -37,6 +37,7 @@
 #include "base/result.h"
 #include "daemon/command_socket.h"
 #include "daemon/sandbox.h"
+#include "devices/integration/integration.h"
 #include "netvsp/nic.h"
 #include "partition/attach_server.h"
 #include "storvsp/controller.h"
@@ -52,7 +53,8 @@ struct ConfigureCommand {
   friend bool operator==(const ConfigureCommand&, const ConfigureCommand&) = default;
 };
 
-// Then SandboxConfig as it is, and the devices: storvsp::ControllerConfig and netvsp::NicConfig as they are.
+// Then SandboxConfig as it is, and the devices: integration::Config, storvsp::ControllerConfig and
+// netvsp::NicConfig as they are.
 
 struct StartCommand {};
 
@@ -85,6 +87,19 @@ struct StatusCommand {
   UniqueFd file;         // memfd, empty
 };
 
+// Asks the guest for something that its integration components can do.
+struct GuestCommand {
+  enum class Ask : std::uint8_t { kPowerOff, kReboot, kHibernate, kFreeze, kThaw, kSetKey, kDeleteKey };
+
+  std::uint32_t id = 0;  // comes back in the report
+  Ask ask = Ask::kPowerOff;
+  std::uint32_t timeout_s = 0;  // kFreeze: 1 to Vss::kFreezeTimeMax
+  std::string key;              // kSetKey, kDeleteKey
+  std::string value;            // kSetKey
+
+  friend bool operator==(const GuestCommand&, const GuestCommand&) = default;
+};
+
 struct LogLevelCommand {
   LogLevel level = LogLevel::kInfo;
 };
@@ -94,9 +109,9 @@ struct LeaveCommand {};
 struct StopCommand {};
 
 using Command =
-    std::variant<ConfigureCommand, SandboxConfig, RecoveryAreaCommand, storvsp::ControllerConfig,
-                 netvsp::NicConfig, StartCommand, KeptFdCommand, ConnectionCommand, ChangeNicCommand,
-                 StatusCommand, LogLevelCommand, LeaveCommand, StopCommand>;
+    std::variant<ConfigureCommand, SandboxConfig, RecoveryAreaCommand, integration::Config,
+                 storvsp::ControllerConfig, netvsp::NicConfig, StartCommand, KeptFdCommand, ConnectionCommand,
+                 ChangeNicCommand, StatusCommand, GuestCommand, LogLevelCommand, LeaveCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
 struct EncodedCommand {
@@ -129,11 +144,18 @@ struct TakenUpReport {};
 
 struct StaysReport {};
 
-using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, StatusReport, KeepFdReport,
-                            DropFdReport, TakenUpReport, StaysReport>;
+// What came of a GuestCommand.
+struct GuestReport {
+  std::uint32_t id = 0;
+  std::string problem;  // empty: it is done
+};
+
+using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, StatusReport, GuestReport,
+                            KeepFdReport, DropFdReport, TakenUpReport, StaysReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const SandboxConfig& sandbox);
+[[nodiscard]] EncodedCommand encode(const integration::Config& integration);
 [[nodiscard]] EncodedCommand encode(const storvsp::ControllerConfig& controller);
 [[nodiscard]] EncodedCommand encode(const netvsp::NicConfig& nic);
 [[nodiscard]] EncodedCommand encode(const StartCommand& command);
@@ -145,6 +167,7 @@ using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostRepor
 [[nodiscard]] EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> link,
                                                std::span<const UniqueFd> fds);
 [[nodiscard]] EncodedCommand encode_status(std::uint32_t id, int file);
+[[nodiscard]] EncodedCommand encode(const GuestCommand& command);
 [[nodiscard]] EncodedCommand encode(const LogLevelCommand& command);
 // The descriptor of a KeepFdReport goes beside it.
 [[nodiscard]] std::string encode(const Report& report);

@@ -457,6 +457,12 @@ class ConfigReader {
     }
     partition.io_threads = table.integer("io_threads", 1, kIoThreadsMax).value_or(0);
     partition.poll_us = table.integer("poll_us", 0, kPollUsMax).value_or(kPollUsDefault);
+    partition.integration.partition = partition.name;
+    partition.integration.heartbeat = table.boolean("heartbeat").value_or(true);
+    partition.integration.shutdown = table.boolean("shutdown").value_or(true);
+    partition.integration.timesync = table.boolean("timesync").value_or(true);
+    partition.integration.kvp = table.boolean("kvp").value_or(true);
+    partition.integration.vss = table.boolean("vss").value_or(true);
 
     DeviceIdentities identities;
     table.tables("scsi", kDevicesMax, [&](TableReader& scsi) {

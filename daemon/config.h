@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "daemon/sandbox.h"
+#include "devices/integration/integration.h"
 #include "netvsp/nic.h"
 #include "storvsp/controller.h"
 
@@ -67,6 +68,7 @@ struct PartitionConfig {
   std::string socket;            // absolute
   std::uint32_t io_threads = 0;  // 0: chosen by the host's CPUs
   std::uint32_t poll_us = kPollUsDefault;
+  integration::Config integration;
   std::vector<ScsiConfig> scsi;
   std::vector<NicConfig> nics;
 };

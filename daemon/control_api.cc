@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -12,6 +13,8 @@
 #include "daemon/metrics.h"
 #include "daemon/object_reader.h"
 #include "daemon/partition_view.h"
+#include "devices/integration/kvp.h"
+#include "devices/integration/vss.h"
 
 namespace vmbusd::daemon {
 
@@ -33,6 +36,10 @@ constexpr std::array kRoutes = {
     Route{"GET", "/v1/partitions/{partition}", &ControlApi::get_partition},
     Route{"DELETE", "/v1/partitions/{partition}", &ControlApi::remove_partition},
     Route{"POST", "/v1/partitions/{partition}/upgrade", &ControlApi::upgrade_partition},
+    Route{"POST", "/v1/partitions/{partition}/guest/shutdown", &ControlApi::shut_down_guest},
+    Route{"POST", "/v1/partitions/{partition}/guest/freeze", &ControlApi::freeze_guest},
+    Route{"POST", "/v1/partitions/{partition}/guest/thaw", &ControlApi::thaw_guest},
+    Route{"POST", "/v1/partitions/{partition}/guest/keys", &ControlApi::write_guest_key},
     Route{"PATCH", "/v1/partitions/{partition}/nics/{nic}", &ControlApi::change_nic},
     Route{"GET", "/v1/log", &ControlApi::get_log},
     Route{"PATCH", "/v1/log", &ControlApi::change_log},
@@ -43,6 +50,11 @@ constexpr std::array<std::pair<std::string_view, LogLevel>, 4> kLevels = {{{"deb
                                                                            {"info", LogLevel::kInfo},
                                                                            {"warning", LogLevel::kWarning},
                                                                            {"error", LogLevel::kError}}};
+
+constexpr std::array<std::pair<std::string_view, GuestCommand::Ask>, 3> kShutdownActions = {
+    {{"poweroff", GuestCommand::Ask::kPowerOff},
+     {"reboot", GuestCommand::Ask::kReboot},
+     {"hibernate", GuestCommand::Ask::kHibernate}}};
 
 HttpResponse ok(const Json& json, unsigned status = 200) {
   return {status, dump(json) + "\n"};
@@ -91,6 +103,17 @@ std::optional<Match> match(std::string_view path, std::string_view target) {
   return match;
 }
 
+// What is wrong with a body that is to have no members but these; empty where that holds.
+std::string unknown_key(const Json& json, std::initializer_list<std::string_view> accepted) {
+  const std::string all = fmt::format("{}", fmt::join(accepted, ", "));
+  if (!json.is_object()) return fmt::format("the body is no JSON object; accepted: an object with {}", all);
+  for (const auto& [name, value] : json.items()) {
+    if (std::find(accepted.begin(), accepted.end(), name) == accepted.end())
+      return fmt::format("{}: unknown key; accepted: {}", shown(name), all);
+  }
+  return {};
+}
+
 // The one member of a body that has no other: a text. Else why not.
 struct OneText {
   std::string value;
@@ -136,19 +159,17 @@ void ControlApi::get_version(Names, const HttpRequest&, Respond respond) {
   respond(ok({{"version", VMBUSD_VERSION}, {"api", 1}, {"pid", ::getpid()}}));
 }
 
-void ControlApi::get_metrics(Names, const HttpRequest&, Respond respond) {
+void ControlApi::look_at_all(Looked done) {
   struct Gathering {
     std::vector<PartitionSample> samples;
     std::size_t missing = 0;
-    Respond respond;
+    Looked done;
     void finish() {
-      if (missing-- == 1) {
-        respond({200, metrics_text(samples), "text/plain; version=0.0.4; charset=utf-8"});
-      }
+      if (missing-- == 1) done(samples);
     }
   };
   const auto gathering = std::make_shared<Gathering>();
-  gathering->respond = std::move(respond);
+  gathering->done = std::move(done);
   const std::vector<PartitionSupervisor*> partitions = partitions_.all();
   gathering->missing = partitions.size() + 1;
   gathering->samples.resize(partitions.size());
@@ -165,11 +186,23 @@ void ControlApi::get_metrics(Names, const HttpRequest&, Respond respond) {
   gathering->finish();
 }
 
+void ControlApi::get_metrics(Names, const HttpRequest&, Respond respond) {
+  look_at_all([respond = std::move(respond)](const std::vector<PartitionSample>& samples) {
+    respond({200, metrics_text(samples), "text/plain; version=0.0.4; charset=utf-8"});
+  });
+}
+
 void ControlApi::get_partitions(Names, const HttpRequest&, Respond respond) {
-  Json list = Json::array();
-  for (const PartitionSupervisor* partition : partitions_.all())
-    list.push_back(partition_summary(*partition));
-  respond(ok({{"partitions", std::move(list)}}));
+  look_at_all([this, respond = std::move(respond)](const std::vector<PartitionSample>& samples) {
+    Json list = Json::array();
+    for (const PartitionSample& sample : samples) {
+      // Gone meanwhile.
+      const PartitionSupervisor* const partition = partitions_.find(sample.name);
+      if (partition == nullptr) continue;
+      list.push_back(partition_summary(*partition, sample.status ? &*sample.status : nullptr));
+    }
+    respond(ok({{"partitions", std::move(list)}}));
+  });
 }
 
 void ControlApi::add_partition(Names, const HttpRequest& request, Respond respond) {
@@ -185,7 +218,7 @@ void ControlApi::add_partition(Names, const HttpRequest& request, Respond respon
   partitions_.add(std::move(parsed.config.partitions.front()),
                   [this, name, respond = std::move(respond)](const std::string& problem) {
                     if (!problem.empty()) return respond(failure(409, problem));
-                    respond(ok(partition_summary(*partitions_.find(name)), 201));
+                    respond(ok(partition_summary(*partitions_.find(name), nullptr), 201));
                   });
 }
 
@@ -215,6 +248,78 @@ void ControlApi::upgrade_partition(Names names, const HttpRequest&, Respond resp
     return respond(failure(404, fmt::format("there is no partition {}", shown(names[0]))));
   }
   partition->upgrade([respond = std::move(respond)](const std::string& problem) {
+    respond(problem.empty() ? done() : failure(409, problem));
+  });
+}
+
+void ControlApi::shut_down_guest(Names names, const HttpRequest& request, Respond respond) {
+  const OneText action = read_one_text(request.body, "action");
+  if (!action.problem.empty()) return respond(failure(422, action.problem));
+  for (const auto& [name, meaning] : kShutdownActions) {
+    if (action.value != name) continue;
+    GuestCommand command;
+    command.ask = meaning;
+    return ask_guest(names[0], command, std::move(respond));
+  }
+  respond(failure(422, fmt::format("action: {} is not accepted; accepted: poweroff, reboot, hibernate",
+                                   shown(action.value))));
+}
+
+void ControlApi::freeze_guest(Names names, const HttpRequest& request, Respond respond) {
+  constexpr auto kMax = static_cast<std::uint64_t>(integration::Vss::kFreezeTimeMax.count());
+  const Json json = Json::parse(request.body, nullptr, false);
+  if (std::string problem = unknown_key(json, {"timeout_s"}); !problem.empty())
+    return respond(failure(422, problem));
+  const auto timeout = json.find("timeout_s");
+  const bool number = timeout != json.end() && timeout->is_number_unsigned();
+  const std::uint64_t seconds = number ? timeout->get<std::uint64_t>() : 0;
+  if (seconds < 1 || seconds > kMax) {
+    return respond(failure(422, fmt::format("timeout_s: accepted: an integer from 1 to {}", kMax)));
+  }
+  GuestCommand command;
+  command.ask = GuestCommand::Ask::kFreeze;
+  command.timeout_s = static_cast<std::uint32_t>(seconds);
+  ask_guest(names[0], command, std::move(respond));
+}
+
+void ControlApi::thaw_guest(Names names, const HttpRequest&, Respond respond) {
+  GuestCommand command;
+  command.ask = GuestCommand::Ask::kThaw;
+  ask_guest(names[0], command, std::move(respond));
+}
+
+void ControlApi::write_guest_key(Names names, const HttpRequest& request, Respond respond) {
+  using integration::Kvp;
+  const Json json = Json::parse(request.body, nullptr, false);
+  if (std::string problem = unknown_key(json, {"key", "value"}); !problem.empty())
+    return respond(failure(422, problem));
+  const auto text = [&json](const char* name, std::size_t size_min, std::size_t size_max) {
+    const auto member = json.find(name);
+    if (member == json.end() || !member->is_string()) return false;
+    const auto& value = member->get_ref<const std::string&>();
+    return value.size() >= size_min && value.size() <= size_max && value.find('\0') == std::string::npos;
+  };
+  if (!text("key", 1, Kvp::kKeyBytesMax)) {
+    return respond(failure(422, fmt::format("key: accepted: text of 1 to {} bytes", Kvp::kKeyBytesMax)));
+  }
+  const bool forget = json.contains("value") && json["value"].is_null();
+  if (!forget && !text("value", 0, Kvp::kValueBytesMax)) {
+    return respond(
+        failure(422, fmt::format("value: accepted: text of at most {} bytes, or null to delete the key",
+                                 Kvp::kValueBytesMax)));
+  }
+  GuestCommand command;
+  command.ask = forget ? GuestCommand::Ask::kDeleteKey : GuestCommand::Ask::kSetKey;
+  command.key = json["key"].get<std::string>();
+  if (!forget) command.value = json["value"].get<std::string>();
+  ask_guest(names[0], command, std::move(respond));
+}
+
+void ControlApi::ask_guest(std::string_view name, const GuestCommand& command, Respond respond) {
+  PartitionSupervisor* const partition = partitions_.find(std::string(name));
+  if (partition == nullptr)
+    return respond(failure(404, fmt::format("there is no partition {}", shown(name))));
+  partition->ask_guest(command, [respond = std::move(respond)](const std::string& problem) {
     respond(problem.empty() ? done() : failure(409, problem));
   });
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "daemon/http_server.h"
+#include "daemon/metrics.h"
 #include "daemon/partition_set.h"
 
 namespace vmbusd::daemon {
@@ -42,12 +43,22 @@ class ControlApi {
   void get_partition(Names names, const HttpRequest& request, Respond respond);
   void remove_partition(Names names, const HttpRequest& request, Respond respond);
   void upgrade_partition(Names names, const HttpRequest& request, Respond respond);
+  void shut_down_guest(Names names, const HttpRequest& request, Respond respond);
+  void freeze_guest(Names names, const HttpRequest& request, Respond respond);
+  void thaw_guest(Names names, const HttpRequest& request, Respond respond);
+  void write_guest_key(Names names, const HttpRequest& request, Respond respond);
   void change_nic(Names names, const HttpRequest& request, Respond respond);
   void get_log(Names names, const HttpRequest& request, Respond respond);
   void change_log(Names names, const HttpRequest& request, Respond respond);
   void reload(Names names, const HttpRequest& request, Respond respond);
 
  private:
+  using Looked = std::function<void(const std::vector<PartitionSample>& samples)>;
+
+  void ask_guest(std::string_view name, const GuestCommand& command, Respond respond);
+  // Asks all workers how their partitions are.
+  void look_at_all(Looked done);
+
   PartitionSet& partitions_;
   std::string directory_;
   Reload reload_;

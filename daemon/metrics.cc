@@ -134,6 +134,10 @@ std::string metrics_text(const std::vector<PartitionSample>& samples) {
                 MetricType::Counter);
   Family answers("vmbusd_partition_worker_answers", "0: the worker process does not say how it is.",
                  MetricType::Gauge);
+  Family heartbeat("vmbusd_guest_heartbeat", "1: the guest answers; 0: it did, and does not any more.",
+                   MetricType::Gauge);
+  Family frozen("vmbusd_guest_frozen", "1: the guest's file systems are frozen, or not yet thawed.",
+                MetricType::Gauge);
   Family link("vmbusd_nic_link_up", "1: the guest sees the link up.", MetricType::Gauge);
   for (const PartitionSample& sample : samples) {
     const Labels labels = {{"partition", sample.name}};
@@ -142,13 +146,18 @@ std::string metrics_text(const std::vector<PartitionSample>& samples) {
     deaths.add(labels, static_cast<double>(sample.worker_deaths));
     answers.add(labels, sample.status ? 1 : 0);
     if (!sample.status) continue;
+    if (const integration::Health health = sample.status->guest.health;
+        health != integration::Health::kUnknown) {
+      heartbeat.add(labels, health == integration::Health::kOk ? 1 : 0);
+    }
+    frozen.add(labels, sample.status->guest.freeze == integration::FreezeState::kThawed ? 0 : 1);
     for (const DeviceStatus& device : sample.status->devices) {
       if (device.nic) {
         link.add({{"partition", sample.name}, {"device", device.name}}, device.nic->link_up ? 1 : 0);
       }
     }
   }
-  for (Family* const family : {&serving, &attached, &deaths, &answers, &link})
+  for (Family* const family : {&serving, &attached, &deaths, &answers, &heartbeat, &frozen, &link})
     families.push_back(family->take());
 
   const auto channels = [&](bool disks_only) {
@@ -156,6 +165,8 @@ std::string metrics_text(const std::vector<PartitionSample>& samples) {
       for (const PartitionSample& sample : samples) {
         if (!sample.status) continue;
         for (const ChannelStatus& channel : sample.status->bus.channels) {
+          // Integration components move next to nothing.
+          if (channel.device.starts_with("integration/")) continue;
           if (disks_only && is_nic(*sample.status, channel.device)) continue;
           add({{"partition", sample.name},
                {"device", channel.device},

@@ -31,6 +31,24 @@ class ObjectReader {
     ok_ = false;
     return {};
   }
+  // The same for what operators get to see on terminals: nothing that moves a cursor, not endless.
+  [[nodiscard]] std::string shown_text(const char* key, std::size_t size_max = kShownBytesMax) {
+    std::string shown = text(key);
+    if (shown.size() > size_max) {
+      while (size_max > 0 && (static_cast<unsigned char>(shown[size_max]) & 0xc0) == 0x80) --size_max;
+      shown.resize(size_max);
+    }
+    for (std::size_t i = 0; i < shown.size(); ++i) {
+      const auto byte = static_cast<unsigned char>(shown[i]);
+      // U+0080 to U+009F, each two bytes of UTF-8.
+      const bool c1 = i > 0 && shown[i - 1] == '\xc2' && byte < 0xa0;
+      if (c1) shown[i - 1] = '?';
+      if (c1 || byte < 0x20 || byte == 0x7f) shown[i] = '?';
+    }
+    return shown;
+  }
+  static constexpr std::size_t kShownBytesMax = 256;
+
   [[nodiscard]] std::uint32_t integer(const char* key, std::uint32_t min, std::uint32_t max) {
     const Json* member = find(key);
     if (member != nullptr && member->is_number_unsigned()) {

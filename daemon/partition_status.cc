@@ -8,13 +8,12 @@
 
 #include "daemon/config.h"
 #include "daemon/object_reader.h"
+#include "devices/integration/kvp.h"
 #include "vmbus/server.h"
 
 namespace vmbusd::daemon {
 
 namespace {
-
-constexpr std::size_t kTextBytesMax = 256;
 
 Json to_json(const ring::RingView& ring) {
   return {{"size", ring.size},
@@ -69,16 +68,6 @@ Json to_json(const netvsp::NicStatus& nic) {
 
 namespace {
 
-// Shown on terminals: nothing that moves a cursor gets through.
-std::string read_text(ObjectReader& object, const char* key) {
-  std::string text = object.text(key);
-  if (text.size() > kTextBytesMax) text.resize(kTextBytesMax);
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  }
-  return text;
-}
-
 ring::RingView read_ring(ObjectReader object, bool& ok) {
   ring::RingView ring;
   ring.size = object.integer("size", 0, UINT32_MAX);
@@ -92,10 +81,10 @@ ring::RingView read_ring(ObjectReader object, bool& ok) {
 
 devices::ChannelStatus read_channel(ObjectReader& object, bool& ok) {
   devices::ChannelStatus channel;
-  channel.device = read_text(object, "device");
+  channel.device = object.shown_text("device");
   channel.sub_channel_index = object.integer("index", 0, UINT16_MAX);
   channel.relid = object.integer("relid", 0, UINT32_MAX);
-  channel.state = read_text(object, "state");
+  channel.state = object.shown_text("state");
   channel.target_vp = object.integer("target_vp", 0, UINT32_MAX);
   channel.in_flight = object.integer("in_flight", 0, UINT32_MAX);
   channel.incoming = read_ring(object.object("incoming"), ok);
@@ -130,7 +119,7 @@ netvsp::QueueCounters read_queue(ObjectReader& object) {
 netvsp::NicStatus read_nic(ObjectReader object, bool& ok) {
   netvsp::NicStatus nic;
   nic.link_up = object.boolean("link_up");
-  nic.link_reason = read_text(object, "link_reason");
+  nic.link_reason = object.shown_text("link_reason");
   nic.mac = object.mac("mac").value_or(netvsp::MacAddress{});
   nic.mtu = object.integer("mtu", 0, UINT32_MAX);
   nic.nvsp_version = object.integer("nvsp_version", 0, UINT32_MAX);
@@ -140,6 +129,62 @@ netvsp::NicStatus read_nic(ObjectReader object, bool& ok) {
                [&](ObjectReader& queue) { nic.queues.push_back(read_queue(queue)); });
   ok = ok && object.ok();
   return nic;
+}
+
+}  // namespace
+
+namespace {
+
+Json to_json(const std::vector<integration::KeyValue>& pool) {
+  Json entries = Json::array();
+  for (const integration::KeyValue& entry : pool)
+    entries.push_back({{"key", entry.key}, {"value", entry.value}});
+  return entries;
+}
+
+Json to_json(const GuestStatus& guest) {
+  Json parts = Json::array();
+  for (const integration::PartStatus& part : guest.parts) {
+    parts.push_back({{"state", static_cast<std::uint32_t>(part.state)},
+                     {"major", part.version.major},
+                     {"minor", part.version.minor}});
+  }
+  return {{"health", static_cast<std::uint32_t>(guest.health)},
+          {"parts", std::move(parts)},
+          {"freeze", static_cast<std::uint32_t>(guest.freeze)},
+          {"facts", to_json(guest.facts)},
+          {"keys", to_json(guest.keys)}};
+}
+
+void read_pool(ObjectReader& object, const char* key, std::vector<integration::KeyValue>& pool) {
+  // Of a field of UTF-16 that is full.
+  constexpr std::size_t kKeyBytesMax = sizeof(integration::KvpValue::key) / 2 * 3;
+  constexpr std::size_t kValueBytesMax = sizeof(integration::KvpValue::value) / 2 * 3;
+  object.array(key, integration::Kvp::kEntriesMax, [&](ObjectReader& entry) {
+    pool.push_back({entry.shown_text("key", kKeyBytesMax), entry.shown_text("value", kValueBytesMax)});
+  });
+}
+
+GuestStatus read_guest(ObjectReader object, bool& ok) {
+  using integration::FreezeState;
+  using integration::Health;
+  using integration::PartState;
+  GuestStatus guest;
+  guest.health = static_cast<Health>(object.integer("health", 0, static_cast<std::uint32_t>(Health::kLost)));
+  std::size_t count = 0;
+  object.array("parts", guest.parts.size(), [&](ObjectReader& reader) {
+    integration::PartStatus& part = guest.parts[count++];
+    part.state =
+        static_cast<PartState>(reader.integer("state", 0, static_cast<std::uint32_t>(PartState::kRefused)));
+    part.version.major = static_cast<std::uint16_t>(reader.integer("major", 0, UINT16_MAX));
+    part.version.minor = static_cast<std::uint16_t>(reader.integer("minor", 0, UINT16_MAX));
+  });
+  guest.freeze = static_cast<FreezeState>(
+      object.integer("freeze", 0, static_cast<std::uint32_t>(FreezeState::kThawing)));
+  read_pool(object, "facts", guest.facts);
+  read_pool(object, "keys", guest.keys);
+  ok = ok && object.ok();
+  return guest;
 }
 
 }  // namespace
@@ -156,7 +201,8 @@ std::string encode(const PartitionStatus& status) {
                {"vps", status.bus.vp_count},
                {"vmbus_version", status.bus.vmbus_version},
                {"channels", std::move(channels)},
-               {"devices", std::move(devices)}});
+               {"devices", std::move(devices)},
+               {"guest", to_json(status.guest)}});
 }
 
 Result<PartitionStatus> decode_partition_status(std::string_view text) {
@@ -175,9 +221,10 @@ Result<PartitionStatus> decode_partition_status(std::string_view text) {
   // Up to kDevicesMax of each kind.
   object.array("devices", std::size_t{2} * kDevicesMax, [&](ObjectReader& reader) {
     DeviceStatus& device = status.devices.emplace_back();
-    device.name = read_text(reader, "name");
+    device.name = reader.shown_text("name");
     if (reader.boolean("is_nic")) device.nic = read_nic(reader.object("nic"), ok);
   });
+  status.guest = read_guest(object.object("guest"), ok);
   if (!ok || !object.ok()) return fail(Errc::kProtocol, "not a partition's status");
   return status;
 }

@@ -1,6 +1,7 @@
 // How a partition is, as its worker process tells the supervisor: the JSON that operators get to see.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
@@ -11,6 +12,7 @@
 
 #include "base/fd.h"
 #include "base/result.h"
+#include "devices/integration/status.h"
 #include "devices/status.h"
 #include "netvsp/nic.h"
 
@@ -23,10 +25,21 @@ struct DeviceStatus {
   std::optional<netvsp::NicStatus> nic;  // of a NIC
 };
 
+// What the integration components know of the guest.
+struct GuestStatus {
+  integration::Health health = integration::Health::kUnknown;
+  std::array<integration::PartStatus, integration::kParts> parts;
+  integration::FreezeState freeze = integration::FreezeState::kThawed;
+  std::vector<integration::KeyValue>
+      facts;  // of the guest's daemon; at most Kvp::kEntriesMax, as are the keys
+  std::vector<integration::KeyValue> keys;
+};
+
 struct PartitionStatus {
   bool attached = false;   // a VMM is connected
   devices::BusStatus bus;  // while it is; `device` of its channels is without the partition's name
   std::vector<DeviceStatus> devices;
+  GuestStatus guest;
 };
 
 [[nodiscard]] nlohmann::json to_json(const devices::ChannelStatus& channel);

@@ -39,6 +39,8 @@ constexpr auto kStableAfter = 60s;  // a worker that served so long is no part o
 // A worker gives up by itself after kDrainTime; this is for one that cannot even do that.
 constexpr std::chrono::seconds kStopTime = kDrainTime + 5s;
 constexpr auto kLookTime = 2s;  // within which a worker that is well says how it is
+// The same for what it asks the guest, who has 10 s for his answer.
+constexpr auto kAskTime = 15s;
 // A worker that died so often within so long dies of what it takes up.
 constexpr std::size_t kDeathsMax = 5;
 constexpr auto kDeathsTime = 2s;
@@ -248,6 +250,7 @@ void PartitionSupervisor::spawn() {
   if (recovery_file_) worker_->send(encode_recovery_area(recovery_file_.get()));
   ++lent_number_;
   images_lent_ = true;
+  worker_->send(encode(config_.integration));
   for (const ScsiConfig& scsi : config_.scsi) send_controller(scsi);
   for (const auto& nic : nics_) {
     if (was_ready_) nic->renew();
@@ -284,6 +287,7 @@ void PartitionSupervisor::report(Report& report) {
                         },
                         [this](const BackendLostReport& lost) { backend_lost(lost.nic); },
                         [this](const StatusReport& status) { status_ready(status); },
+                        [this](const GuestReport& guest) { end_ask(guest.id, guest.problem); },
                         [this](KeepFdReport& keep) { keep_fd(keep); },
                         [this](const DropFdReport& drop) { kept_fds_.erase(drop.key); },
                         [this](const StaysReport&) {
@@ -331,6 +335,7 @@ void PartitionSupervisor::worker_died(int wait_status) {
   const pid_t pid = worker_->pid();
   worker_.reset();
   end_look(nullptr);
+  while (!asked_.empty()) end_ask(asked_.begin()->first, "the partition's worker process died");
   const bool was_attached = static_cast<bool>(attached_);
   const bool taken_up = can_be_taken_up();
   if (!taken_up) forget_connection();
@@ -518,6 +523,23 @@ bool PartitionSupervisor::set_link(const std::string& nic, bool up) {
   log_.info("{}: link switched {}", nic, up ? "on" : "off");
   if (worker_) worker_->send(encode_change_nic(nic, up, {}));
   return true;
+}
+
+void PartitionSupervisor::ask_guest(GuestCommand command, std::function<void(const std::string&)> done) {
+  if (state_ != State::kServing) return done("the partition is not served at the moment");
+  command.id = ++ask_id_;
+  Asked& asked =
+      asked_.emplace(command.id, Asked{std::move(done), boost::asio::steady_timer(context_)}).first->second;
+  asked.timer.expires_after(kAskTime + std::chrono::seconds(command.timeout_s));
+  asked.timer.async_wait([this, id = command.id](error_code error) {
+    if (!error) end_ask(id, "the partition's worker process does not answer");
+  });
+  worker_->send(encode(command));
+}
+
+void PartitionSupervisor::end_ask(std::uint32_t id, const std::string& problem) {
+  auto asked = asked_.extract(id);
+  if (!asked.empty()) asked.mapped().done(problem);
 }
 
 void PartitionSupervisor::set_log_level(LogLevel level) {

@@ -63,6 +63,9 @@ class PartitionSupervisor {
   // Has the worker process make way for one of the program that stands where this one was started from, which
   // an update may have replaced. The guest sees a pause. `done` gets what went wrong, empty where it serves.
   void upgrade(std::function<void(const std::string& problem)> done);
+  // Has the worker ask the guest for something; its id is chosen here. `done` gets nothing where it is done,
+  // else why not.
+  void ask_guest(GuestCommand command, std::function<void(const std::string& problem)> done);
 
   [[nodiscard]] const PartitionConfig& config() const { return config_; }  // its NICs are nic(i)
   [[nodiscard]] std::size_t nic_count() const { return nics_.size(); }
@@ -93,6 +96,7 @@ class PartitionSupervisor {
   void worker_ready();
   void status_ready(const StatusReport& report);
   void end_look(const PartitionStatus* status);
+  void end_ask(std::uint32_t id, const std::string& problem);
   void backend_lost(const std::string& nic);
   void hand_over_backend(const netvsp::NicConfig& nic);
   void worker_died(int wait_status);
@@ -153,6 +157,14 @@ class PartitionSupervisor {
   std::uint32_t look_id_ = 0;
   UniqueFd look_file_;
   boost::asio::steady_timer look_timer_;
+
+  // What the guest is asked for, by the command's id.
+  struct Asked {
+    std::function<void(const std::string& problem)> done;
+    boost::asio::steady_timer timer;
+  };
+  std::map<std::uint32_t, Asked> asked_;
+  std::uint32_t ask_id_ = 0;
 
   std::shared_ptr<int> refusals_ = std::make_shared<int>(0);
 };

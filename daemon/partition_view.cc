@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "devices/integration/integration.h"
+
 namespace vmbusd::daemon {
 
 namespace {
@@ -74,6 +76,63 @@ Json nic_device(const NicKeeper& keeper, const PartitionStatus* status) {
   return device;
 }
 
+// The value of a key that the guest's daemon tells of the guest; empty where it does not. [linux:
+// hv_kvp_daemon.c, enum key_index]
+std::string fact(const GuestStatus& guest, std::string_view key) {
+  for (const integration::KeyValue& each : guest.facts) {
+    if (each.key == key) return each.value;
+  }
+  return {};
+}
+
+// "A;B;" as a list.
+void append_addresses(Json& list, std::string_view text) {
+  while (!text.empty()) {
+    const std::string_view address = text.substr(0, text.find(';'));
+    if (!address.empty()) list.push_back(address);
+    text.remove_prefix(std::min(text.size(), address.size() + 1));
+  }
+}
+
+Json guest_view(const PartitionStatus* status) {
+  const GuestStatus guest = status == nullptr ? GuestStatus() : status->guest;
+  std::string os = fact(guest, "OSName");
+  for (const char* const key : {"OSMajorVersion", "OSMinorVersion"}) {
+    const std::string version = fact(guest, key);
+    if (!version.empty()) os += (key == std::string_view("OSMajorVersion") ? " " : ".") + version;
+  }
+  Json addresses = Json::array();
+  append_addresses(addresses, fact(guest, "NetworkAddressIPv4"));
+  append_addresses(addresses, fact(guest, "NetworkAddressIPv6"));
+  return {{"health", integration::health_name(guest.health)},
+          {"name", fact(guest, "FullyQualifiedDomainName")},
+          {"os", os},
+          {"addresses", std::move(addresses)}};
+}
+
+Json pool_view(const std::vector<integration::KeyValue>& pool) {
+  Json entries = Json::object();
+  for (const integration::KeyValue& entry : pool) entries[entry.key] = entry.value;
+  return entries;
+}
+
+Json integration_view(const PartitionStatus* status) {
+  Json parts = Json::object();
+  if (status == nullptr) return parts;
+  for (std::size_t i = 0; i < status->guest.parts.size(); ++i) {
+    const integration::PartStatus& part = status->guest.parts[i];
+    const char* const name = integration::part_name(static_cast<integration::Part>(i));
+    const bool ready = part.state == integration::PartState::kReady;
+    const std::string version = fmt::format("{}.{}", part.version.major, part.version.minor);
+    parts[name] = {{"state", integration::state_name(part.state)},
+                   {"version", ready ? Json(version) : Json(nullptr)},
+                   {"channels", channels_of(fmt::format("integration/{}", name), *status)}};
+  }
+  parts[integration::part_name(integration::Part::kVss)]["freeze"] =
+      integration::freeze_name(status->guest.freeze);
+  return parts;
+}
+
 Json version_text(std::uint32_t version) {
   if (version == 0) return nullptr;
   return fmt::format("{}.{}", version >> 16, version & 0xffff);
@@ -81,17 +140,18 @@ Json version_text(std::uint32_t version) {
 
 }  // namespace
 
-Json partition_summary(const PartitionSupervisor& partition) {
+Json partition_summary(const PartitionSupervisor& partition, const PartitionStatus* status) {
   return {{"name", partition.config().name},
           {"socket", partition.config().socket},
           {"state", partition.state()},
           {"worker_pid", pid_or_null(partition.worker_pid())},
           {"worker_deaths", partition.worker_deaths()},
-          {"vmm_pid", pid_or_null(partition.vmm_pid())}};
+          {"vmm_pid", pid_or_null(partition.vmm_pid())},
+          {"guest", guest_view(status)}};
 }
 
 Json partition_tree(const PartitionSupervisor& partition, const PartitionStatus* status) {
-  Json tree = partition_summary(partition);
+  Json tree = partition_summary(partition, status);
   tree["worker_answers"] = status != nullptr;
   tree["vps"] = status == nullptr ? 0 : status->bus.vp_count;
   tree["vmbus_version"] = status == nullptr ? Json(nullptr) : version_text(status->bus.vmbus_version);
@@ -100,6 +160,11 @@ Json partition_tree(const PartitionSupervisor& partition, const PartitionStatus*
   for (std::size_t i = 0; i < partition.nic_count(); ++i)
     devices.push_back(nic_device(partition.nic(i), status));
   tree["devices"] = std::move(devices);
+  if (status != nullptr) {
+    tree["guest"]["facts"] = pool_view(status->guest.facts);
+    tree["guest"]["keys"] = pool_view(status->guest.keys);
+  }
+  tree["integration"] = integration_view(status);
   return tree;
 }
 

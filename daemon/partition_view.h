@@ -9,9 +9,10 @@
 
 namespace vmbusd::daemon {
 
-// What the supervisor knows by itself.
-[[nodiscard]] nlohmann::json partition_summary(const PartitionSupervisor& partition);
-// That, and its devices down to their channels' rings. `status`: nullptr where the worker does not say.
+// What the supervisor knows by itself, and how the guest is. `status`: nullptr where the worker does not say.
+[[nodiscard]] nlohmann::json partition_summary(const PartitionSupervisor& partition,
+                                               const PartitionStatus* status);
+// That, and its devices down to their channels' rings.
 [[nodiscard]] nlohmann::json partition_tree(const PartitionSupervisor& partition,
                                             const PartitionStatus* status);
 

@@ -27,6 +27,8 @@
 #include "daemon/sandbox.h"
 #include "devices/bus.h"
 #include "devices/device.h"
+#include "devices/integration/heartbeat.h"
+#include "devices/integration/integration.h"
 #include "devices/recovery_area.h"
 #include "io/worker.h"
 #include "netvsp/nic.h"
@@ -51,7 +53,8 @@ class PartitionWorker {
         socket_(std::move(socket)),
         signals_(std::move(signals)),
         drain_timer_(*this),
-        leave_timer_(*this) {}
+        leave_timer_(*this),
+        thaw_timer_(*this) {}
   PartitionWorker(const PartitionWorker&) = delete;
   PartitionWorker& operator=(const PartitionWorker&) = delete;
 
@@ -84,9 +87,19 @@ class PartitionWorker {
    private:
     PartitionWorker& owner_;
   };
+
+  class ThawTimer final : public io::Timer {
+   public:
+    explicit ThawTimer(PartitionWorker& owner) : owner_(owner) {}
+    void expired() noexcept override { owner_.no_longer_thaw(); }
+
+   private:
+    PartitionWorker& owner_;
+  };
   // A guest that opens or closes something is done with it soon.
   static constexpr int kLeaveTries = 50;
   static constexpr std::chrono::milliseconds kLeaveInterval{20};
+  static constexpr std::chrono::seconds kThawTime{3};  // for the guest to answer when vmbusd stops
 
   void read_commands() {
     // The supervisor sends a command for each device and connection: there is no flood to bound.
@@ -104,6 +117,7 @@ class PartitionWorker {
       std::visit(
           Overloaded{[this](ConfigureCommand&& configure) { this->configure(std::move(configure)); },
                      [this](SandboxConfig&& sandbox) { confine(sandbox); },
+                     [this](integration::Config&& integration) { add(integration); },
                      [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
                      [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
                      [this](StartCommand&&) { started(); },
@@ -112,6 +126,7 @@ class PartitionWorker {
                      [this](ConnectionCommand&& connection) { connect(std::move(connection)); },
                      [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
                      [this](StatusCommand&& status) { look(std::move(status)); },
+                     [this](GuestCommand&& guest) { ask(guest); },
                      [](LogLevelCommand&& level) { log_set_level(level.level); },
                      [this](LeaveCommand&&) { leave(kLeaveTries); }, [this](StopCommand&&) { begin_stop(); }},
           *std::move(command));
@@ -141,6 +156,11 @@ class PartitionWorker {
     if (!missing) return give_notice(describe(missing.error()));
     if (missing->empty()) return;
     log().warning("this worker process is confined less than it could be: {}", fmt::join(*missing, "; "));
+  }
+
+  void add(const integration::Config& config) {
+    if (!log_ || integration_ || ready_) return give_notice("integration components come at the wrong time");
+    integration_ = std::make_unique<integration::Integration>(config);
   }
 
   void add(storvsp::ControllerConfig controller) {
@@ -188,6 +208,33 @@ class PartitionWorker {
     (void)bus_->look([this](devices::BusStatus bus) { tell(std::move(bus)); });
   }
 
+  void ask(const GuestCommand& guest) {
+    using Ask = GuestCommand::Ask;
+    using integration::ShutdownAction;
+    if (!integration_) return give_notice("a guest is asked by components that are not there");
+    const auto done = [this, id = guest.id](const std::string& problem) {
+      control_.post([this, id, problem] {
+        if (!stopping_) report(GuestReport{id, problem});
+      });
+    };
+    switch (guest.ask) {
+      case Ask::kPowerOff:
+        return integration_->shut_down(ShutdownAction::kPowerOff, done);
+      case Ask::kReboot:
+        return integration_->shut_down(ShutdownAction::kReboot, done);
+      case Ask::kHibernate:
+        return integration_->shut_down(ShutdownAction::kHibernate, done);
+      case Ask::kFreeze:
+        return integration_->freeze(std::chrono::seconds(guest.timeout_s), done);
+      case Ask::kThaw:
+        return integration_->thaw(done);
+      case Ask::kSetKey:
+        return integration_->write_key(guest.key, guest.value, done);
+      case Ask::kDeleteKey:
+        return integration_->write_key(guest.key, std::nullopt, done);
+    }
+  }
+
   void tell(devices::BusStatus bus) {
     if (!asked_.file) return;
     PartitionStatus status;
@@ -199,6 +246,11 @@ class PartitionWorker {
       DeviceStatus& told = status.devices.emplace_back();
       told.name = own_name(device->name());
       if (const auto nic = nics_.find(told.name); nic != nics_.end()) told.nic = nic->second->status();
+    }
+    if (integration_) {
+      const integration::Status guest = integration_->status();
+      status.guest = {integration::Heartbeat::health(guest, io::Clock::now()), guest.parts, guest.freeze,
+                      guest.facts, guest.keys};
     }
     const StatusCommand asked = std::exchange(asked_, {});
     const Result<void> written = write_status_file(asked.file.get(), status);
@@ -235,6 +287,9 @@ class PartitionWorker {
     devices::Bus::Config config;
     config.name = log_->subject();
     for (const auto& device : devices_) config.devices.push_back(device.get());
+    if (integration_) {
+      for (devices::Device* const device : integration_->devices()) config.devices.push_back(device);
+    }
     for (const auto& worker : io_workers_) config.workers.push_back(worker.get());
     if (recovery_ != nullptr) {
       config.recovery = recovery_.get();
@@ -285,17 +340,27 @@ class PartitionWorker {
     if (stopping_) return;
     stopping_ = true;
     control_.arm(drain_timer_, io::Clock::now() + kDrainTime);
-    if (bus_) {
-      bus_->shut_down();
-    } else {
-      end();
-    }
+    if (!bus_) return end();
+    const bool frozen = integration_ && integration_->status().freeze != integration::FreezeState::kThawed;
+    if (!frozen) return bus_->shut_down();
+    // Its file systems would wait for a host that is gone. Whether it thaws or will not: enough is enough.
+    integration_->thaw([this](const std::string&) {
+      control_.post([this] {
+        if (bus_) bus_->shut_down();
+      });
+    });
+    control_.arm(thaw_timer_, io::Clock::now() + kThawTime);
   }
 
   void end() {
     control_.disarm(drain_timer_);
     control_.disarm(leave_timer_);
+    control_.disarm(thaw_timer_);
     socket_watch_.stop([this] { signal_watch_.stop([this] { control_.stop(); }); });
+  }
+
+  void no_longer_thaw() {
+    if (bus_) bus_->shut_down();
   }
 
   // The threads and descriptors that hang cannot be taken down in order, so the process goes at once.
@@ -325,8 +390,10 @@ class PartitionWorker {
   io::FdWatch signal_watch_;
   DrainTimer drain_timer_;
   LeaveTimer leave_timer_;
+  ThawTimer thaw_timer_;
   std::unique_ptr<LogScope> log_;  // once configured
   std::vector<std::unique_ptr<devices::Device>> devices_;
+  std::unique_ptr<integration::Integration> integration_;
   std::map<std::string, netvsp::Nic*> nics_;             // of devices_, by their own names
   std::vector<std::unique_ptr<io::Worker>> io_workers_;  // stopped before the devices go
   bool takes_turns_ = false;                             // the I/O workers, with the guest

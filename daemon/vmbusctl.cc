@@ -88,12 +88,18 @@ std::string checked_name(const std::string& name) {
 void show_status(Control& control, bool json) {
   const Json answer = control.get("/v1/partitions");
   if (json) return fmt::print("{}\n", answer.dump(2));
-  fmt::print("{:<24} {:<10} {:>8} {:>8} {:>7}  {}\n", "PARTITION", "STATE", "WORKER", "VMM", "DEATHS",
-             "SOCKET");
+  fmt::print("{:<24} {:<10} {:>8} {:>8} {:>7} {:<8}  {}\n", "PARTITION", "STATE", "WORKER", "VMM", "DEATHS",
+             "GUEST", "SOCKET");
   for (const Json& partition : answer["partitions"]) {
-    fmt::print("{:<24} {:<10} {:>8} {:>8} {:>7}  {}\n", text_of(partition["name"]),
+    fmt::print("{:<24} {:<10} {:>8} {:>8} {:>7} {:<8}  {}\n", text_of(partition["name"]),
                text_of(partition["state"]), text_of(partition["worker_pid"]), text_of(partition["vmm_pid"]),
-               text_of(partition["worker_deaths"]), text_of(partition["socket"]));
+               text_of(partition["worker_deaths"]), text_of(partition["guest"]["health"]),
+               text_of(partition["socket"]));
+    const Json& guest = partition["guest"];
+    if (guest["name"].get<std::string>().empty()) continue;
+    fmt::print("  {}, {},", text_of(guest["name"]), text_of(guest["os"]));
+    for (const Json& address : guest["addresses"]) fmt::print(" {}", text_of(address));
+    fmt::print("\n");
   }
 }
 
@@ -280,6 +286,11 @@ int run(int argc, char** argv) {
   std::vector<std::string> words;
   double interval_s = 1;
   std::uint32_t rounds = 0;
+  bool reboot = false;
+  bool hibernate = false;
+  std::uint32_t timeout_s = 30;
+  bool forget = false;
+  CLI::Option* has_value = nullptr;
   std::map<CLI::App*, std::function<void(Control&)>> commands;
   const auto command = [&](const char* word, const char* help, std::function<void(Control&)> action) {
     CLI::App* const made = app.add_subcommand(word, help);
@@ -316,6 +327,39 @@ int run(int argc, char** argv) {
           })
       ->add_option("PARTITION", name)
       ->required();
+  CLI::App* const shutdown = command(
+      "shutdown", "have a guest power itself off, once it has said that it will", [&](Control& control) {
+        const char* const action = reboot ? "reboot" : hibernate ? "hibernate" : "poweroff";
+        (void)control.ask("POST", fmt::format("/v1/partitions/{}/guest/shutdown", checked_name(name)),
+                          {{"action", action}});
+      });
+  shutdown->add_option("PARTITION", name)->required();
+  CLI::Option* const rebooting = shutdown->add_flag("--reboot", reboot, "restart instead");
+  shutdown->add_flag("--hibernate", hibernate, "hibernate instead")->excludes(rebooting);
+  CLI::App* const freeze = command(
+      "freeze", "have a guest write out and hold its file systems, until thaw", [&](Control& control) {
+        (void)control.ask("POST", fmt::format("/v1/partitions/{}/guest/freeze", checked_name(name)),
+                          {{"timeout_s", timeout_s}});
+      });
+  freeze->add_option("PARTITION", name)->required();
+  freeze->add_option("--timeout", timeout_s, "seconds until it is thawed in any case")
+      ->check(CLI::Range(1, 600))
+      ->capture_default_str();
+  command("thaw", "have a frozen guest go on; fails where its time was over before",
+          [&](Control& control) {
+            (void)control.ask("POST", fmt::format("/v1/partitions/{}/guest/thaw", checked_name(name)));
+          })
+      ->add_option("PARTITION", name)
+      ->required();
+  CLI::App* const key = command("key", "tell a guest a value for a key", [&](Control& control) {
+    if (forget == (has_value->count() > 0)) throw Failure{kExitUsage, "key takes either VALUE or --delete"};
+    (void)control.ask("POST", fmt::format("/v1/partitions/{}/guest/keys", checked_name(name)),
+                      {{"key", path}, {"value", forget ? Json(nullptr) : Json(value)}});
+  });
+  key->add_option("PARTITION", name)->required();
+  key->add_option("KEY", path)->required();
+  has_value = key->add_option("VALUE", value);
+  key->add_flag("--delete", forget, "have it forget the key");
   CLI::App* const link = command("link", "switch a NIC's link", [&](Control& control) {
     const std::size_t slash = name.find('/');
     if (slash == std::string::npos) throw Failure{kExitUsage, name + " is not of the form PARTITION/NIC"};

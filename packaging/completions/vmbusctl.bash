@@ -16,7 +16,7 @@ _vmbusctl_nics() {
 
 _vmbusctl() {
   local word="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}" command="" place=0 i
-  local commands="status inspect top metrics add remove link log-level reload"
+  local commands="status inspect top metrics add remove shutdown freeze thaw key link log-level reload"
   case "$previous" in
     -s | --socket)
       mapfile -t COMPREPLY < <(compgen -f -- "$word")
@@ -25,7 +25,7 @@ _vmbusctl() {
   esac
   for ((i = 1; i < COMP_CWORD; i++)); do
     case "${COMP_WORDS[i]}" in
-      -s | --socket | -d | --delay | -n | --rounds) ((i++)) ;;
+      -s | --socket | -d | --delay | -n | --rounds | --timeout) ((i++)) ;;
       -*) ;;
       *)
         if [ -z "$command" ]; then
@@ -40,10 +40,13 @@ _vmbusctl() {
   if [[ "$word" == -* ]]; then
     choices="--socket --json --help --version"
     [ "$command" = top ] && choices+=" --delay --rounds"
+    [ "$command" = shutdown ] && choices+=" --reboot --hibernate"
+    [ "$command" = freeze ] && choices+=" --timeout"
+    [ "$command" = key ] && choices+=" --delete"
   else
     case "$command:$place" in
       :0) choices="$commands" ;;
-      inspect:0 | remove:0) choices="$(_vmbusctl_partitions)" ;;
+      inspect:0 | remove:0 | shutdown:0 | freeze:0 | thaw:0 | key:0) choices="$(_vmbusctl_partitions)" ;;
       link:0) choices="$(_vmbusctl_nics)" ;;
       link:1) choices="up down" ;;
       log-level:0) choices="debug info warning error" ;;

@@ -32,6 +32,14 @@ TEST_CASE("commands arrive as they were sent", "[daemon]") {
                                        SandboxConfig{std::nullopt, SeccompAction::kKill, 0}}) {
     CHECK(std::get<SandboxConfig>(carried(encode(sandbox)).value()) == sandbox);
   }
+  const integration::Config parts{"demo", false, true, false, true, false};
+  CHECK(std::get<integration::Config>(carried(encode(parts)).value()) == parts);
+  for (const GuestCommand& guest :
+       {GuestCommand{7, GuestCommand::Ask::kHibernate, 0, "", ""},
+        GuestCommand{8, GuestCommand::Ask::kFreeze, 600, "", ""},
+        GuestCommand{9, GuestCommand::Ask::kSetKey, 0, "key", "gr\u00fc\u00dfe"}}) {
+    CHECK(std::get<GuestCommand>(carried(encode(guest)).value()) == guest);
+  }
   CHECK(std::holds_alternative<StartCommand>(carried(encode(StartCommand{})).value()));
   CHECK(std::holds_alternative<StopCommand>(carried(encode(StopCommand{})).value()));
   const UniqueFd vmm = some_fd();
@@ -147,6 +155,9 @@ TEST_CASE("reports arrive as they were sent", "[daemon]") {
   CHECK(std::holds_alternative<ReadyReport>(reported(ReadyReport{})));
   CHECK(std::holds_alternative<ConnectionEndedReport>(reported(ConnectionEndedReport{})));
   CHECK(std::get<BackendLostReport>(reported(BackendLostReport{"nic0"})).nic == "nic0");
+  const auto guest = std::get<GuestReport>(reported(GuestReport{7, "it refuses\x1b[2J"}));
+  CHECK(guest.id == 7);
+  CHECK(guest.problem == "it refuses?[2J");
 }
 
 TEST_CASE("anything else is no command and no report", "[daemon]") {

@@ -25,6 +25,8 @@ name = "demo"
 socket = "/run/vmbusd/demo.sock"
 io_threads = 2
 poll_us = 20
+shutdown = false
+vss = false
 
 [[partition.scsi]]
 name = "scsi0"
@@ -105,6 +107,7 @@ TEST_CASE("every key is read", "[daemon]") {
   CHECK(demo.socket == "/run/vmbusd/demo.sock");
   CHECK(demo.io_threads == 2);
   CHECK(demo.poll_us == 20);
+  CHECK(demo.integration == integration::Config{"demo", true, false, true, true, false});
   REQUIRE(demo.scsi.size() == 1);
   const storvsp::ControllerConfig& controller = demo.scsi[0].controller;
   CHECK(controller.partition == "demo");
@@ -117,7 +120,7 @@ TEST_CASE("every key is read", "[daemon]") {
   CHECK(disk.lun == 7);
   CHECK(demo.scsi[0].images[0].path == "/images/a.img");
   CHECK(demo.scsi[0].images[0].direct == DirectIo::kOff);
-  CHECK(demo.scsi[0].images[0].line == 12);
+  CHECK(demo.scsi[0].images[0].line == 14);
   CHECK(disk.read_only);
   CHECK(disk.cache == storvsp::CacheMode::kWritethrough);
   CHECK(disk.limits == storvsp::DiskLimits{5000, 200 << 20, 250});
@@ -273,12 +276,12 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        {"f.toml:4: partition.io_threads: is a floating-point number; accepted: an integer from 1 to 64"}},
       {"unknown key near a known one",
        partition_with("io_thread = 2\n"),
-       {"f.toml:4: partition.io_thread: unknown key (did you mean \"io_threads\"?); accepted: io_threads, "
-        "name, "
-        "nic, poll_us, scsi, socket"}},
+       {"f.toml:4: partition.io_thread: unknown key (did you mean \"io_threads\"?); accepted: heartbeat, "
+        "io_threads, kvp, name, nic, poll_us, scsi, shutdown, socket, timesync, vss"}},
       {"unknown key",
        partition_with("colour = 2\n"),
-       {"f.toml:4: partition.colour: unknown key; accepted: io_threads, name, nic, poll_us, scsi, socket"}},
+       {"f.toml:4: partition.colour: unknown key; accepted: heartbeat, io_threads, kvp, name, nic, "
+        "poll_us, scsi, shutdown, socket, timesync, vss"}},
       {"unknown key at the top",
        partition_with("[log]\nlevel = \"debug\"\n"),
        {"f.toml:4: log: unknown key; accepted: control_socket, partition, seccomp, socket_group, "
@@ -434,7 +437,8 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
         ". _ -",
         "f.toml:3: partition.socket: is an integer; accepted: a path of at most 107 bytes",
         "f.toml:4: partition.poll_us: -1 is not accepted; accepted: an integer from 0 to 10000",
-        "f.toml:5: partition.x: unknown key; accepted: io_threads, name, nic, poll_us, scsi, socket"}},
+        "f.toml:5: partition.x: unknown key; accepted: heartbeat, io_threads, kvp, name, nic, "
+        "poll_us, scsi, shutdown, socket, timesync, vss"}},
   };
   for (const ProblemCase& c : cases) {
     DYNAMIC_SECTION(c.rule) {

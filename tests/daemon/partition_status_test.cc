@@ -33,6 +33,11 @@ PartitionStatus full_status() {
   nic.link_reason = "switched off";
   nic.mtu = 1500;
   nic.queues = {netvsp::QueueCounters{.tx_packets = 9, .rx_bytes = 10}};
+  status.guest.health = integration::Health::kLost;
+  status.guest.freeze = integration::FreezeState::kFrozen;
+  status.guest.facts = {{"OSName", "Debian"}};
+  status.guest.keys = {{"k", std::string(3000, 'v')}};
+  status.guest.parts[0] = {integration::PartState::kReady, {3, 1}};
   status.devices = {{"scsi0", std::nullopt}, {"nic0", nic}};
   return status;
 }
@@ -44,6 +49,11 @@ TEST_CASE("a status arrives as it was sent", "[daemon]") {
   CHECK(encode(got) == encode(full_status()));
   CHECK(got.bus.channels.at(0).interrupts_saved == UINT64_MAX);
   CHECK(got.bus.channels.at(0).outgoing.pending_send_size == 96);
+  CHECK(got.guest.health == integration::Health::kLost);
+  CHECK(got.guest.freeze == integration::FreezeState::kFrozen);
+  CHECK(got.guest.facts == full_status().guest.facts);
+  CHECK(got.guest.keys == full_status().guest.keys);
+  CHECK(got.guest.parts[0].version == integration::Version{3, 1});
   CHECK(got.devices.at(1).nic->queues.at(0).rx_bytes == 10);
 }
 
@@ -84,6 +94,9 @@ TEST_CASE("texts of a worker cannot move a terminal's cursor", "[daemon]") {
   status.bus.channels[0].device = "a\x1b[2J" + std::string(1000, 'b');
   const std::string shown = decode_partition_status(encode(status)).value().bus.channels[0].device;
   CHECK(shown.starts_with("a?[2Jb"));
+  status.bus.channels[0].device = "a\xc2\x9b" + std::string(252, 'b') + "\xc3\xbc";
+  const std::string cut = decode_partition_status(encode(status)).value().bus.channels[0].device;
+  CHECK(cut == "a??" + std::string(252, 'b'));
   CHECK(shown.size() == 256);
 }
 

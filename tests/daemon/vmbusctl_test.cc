@@ -52,6 +52,17 @@ TEST_CASE("an operator looks and changes", "[daemon][vmbusctl]") {
     CHECK(run({"inspect", "none"}).status == 1);
     CHECK(run({"inspect", "demo/nic0/none"}).status == 1);
     CHECK(run({"remove", "none"}).status == 1);
+    const std::vector<std::vector<std::string>> of_guests = {{"shutdown", "demo", "--reboot"},
+                                                             {"freeze", "demo", "--timeout", "60"},
+                                                             {"thaw", "demo"},
+                                                             {"key", "demo", "role", "web"},
+                                                             {"key", "demo", "role", "--delete"}};
+    for (const std::vector<std::string>& command : of_guests) {
+      INFO(command[0]);
+      const Finished nobody = run(command);
+      CHECK(nobody.status == 1);
+      CHECK(nobody.output == "vmbusctl: no guest with a driver for it is running\n");
+    }
   }
   SECTION("what is no command is refused before vmbusd hears of it") {
     CHECK(run({"fly"}).status == 2);
@@ -59,6 +70,10 @@ TEST_CASE("an operator looks and changes", "[daemon][vmbusctl]") {
     CHECK(run({"link", "demo/nic0", "sideways"}).status == 2);
     CHECK(run({"inspect", "de mo"}).status == 2);
     CHECK(run({"add", "name"}).status == 2);
+    CHECK(run({"shutdown", "demo", "--reboot", "--hibernate"}).status == 2);
+    CHECK(run({"freeze", "demo", "--timeout", "601"}).status == 2);
+    CHECK(run({"key", "demo", "role"}).status == 2);
+    CHECK(run({"key", "demo", "role", "web", "--delete"}).status == 2);
   }
 }
 

@@ -12,6 +12,7 @@ using namespace std::chrono_literals;
 
 constexpr const char* kConfig =
     "[[partition]]\nname = 'one'\nsocket = 'one.sock'\n"
+    "heartbeat = false\nshutdown = false\ntimesync = false\nkvp = false\nvss = false\n"
     "[[partition.nic]]\nname = 'nic0'\nbackend = 'loopback'\nmonitor = true\n";
 
 // Writes an INIT and signals; true where the host completes it.
