@@ -252,6 +252,17 @@ class Session:
             check(time.monotonic() < end, f"vmbusd made no partition sockets within 20 s; {self._daemon_tail()}")
             time.sleep(0.05)
 
+    def control(self, *arguments):
+        """Runs vmbusctl and returns what it printed; Failure where it fails."""
+        return run(self.plan["vmbusctl"], "--socket", self.control_socket(), *arguments)
+
+    def refused(self, *arguments):
+        """The same for what vmbusd must refuse; returns the reason."""
+        command = [str(word) for word in (self.plan["vmbusctl"], "--socket", self.control_socket(), *arguments)]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        check(result.returncode == 1, f"{' '.join(command)}: exit status {result.returncode}: {result.stdout.strip()}")
+        return result.stdout.strip()
+
     def socket(self, partition):
         return self.files / f"{partition}.sock"
 

@@ -65,6 +65,14 @@ def checksums_on_host(image, folder, session):
     return f"{len(lines)} {hashlib.sha256(listing).hexdigest()}"
 
 
+def eventually(what, holds, timeout_s=60):
+    """Waits until a condition holds."""
+    end = time.monotonic() + timeout_s
+    while not holds():
+        check(time.monotonic() < end, f"not within {timeout_s} s: {what}")
+        time.sleep(0.2)
+
+
 def check_identity(guest, disk):
     said = [part.strip() for part in guest.last("disk").split("|")]
     expected = [disk.vendor, disk.product, disk.serial]
@@ -324,7 +332,7 @@ def worker_killed(session):
         os.kill(before, signal.SIGKILL)
         wait_for_pauses(number)
     for number in range(kills + 1, kills + upgrades + 1):
-        run(session.plan["vmbusctl"], "--socket", session.control_socket(), "upgrade", "demo")
+        session.control("upgrade", "demo")
         wait_for_pauses(number)
     with open(beats, "a", encoding="utf-8") as file:
         file.write("stop\n")
@@ -602,6 +610,68 @@ def distro(session):
     }
 
 
+def integration(session):
+    """Heartbeat, clock, keys, freeze, thaw and a clean power-off, by vmbusctl and a guest's hv_utils and Debian's daemons."""
+    image = session.image("disk.img", 64)
+    lan = Network(session)
+    session.start_daemon({"demo": [Disk(image, "INTEGRATION"), Nic("vmtap0")]}, lan.prefix, control=True)
+    guest = session.start_guest("demo", "integration", more_images=(session.plan["daemons"],), SERIAL="INTEGRATION")
+
+    def seen():
+        partition = next(each for each in json.loads(session.control("--json", "status"))["partitions"] if each["name"] == "demo")
+        return partition["guest"]
+
+    def part(path):
+        return session.control("inspect", f"demo/{path}").strip()
+
+    clock_off = int(guest.wait_for("clock", 180)) - round(time.time())
+    check(abs(clock_off) < 20, f"the guest's clock is off by {clock_off} s")
+    eventually("the guest's heartbeat is ok", lambda: seen()["health"] == "ok")
+
+    guest.wait_for("daemons", 60)
+    start = time.monotonic()
+    eventually("the guest's address is known", lambda: "192.0.2.7" in seen()["addresses"])
+    known_s = round(time.monotonic() - start, 1)
+    told = seen()
+    check(told["name"] == "vmbusd-guest.example", f"the guest is called {told['name']}")
+    check(told["os"] == "Debian GNU/Linux 12", f"its system is {told['os']}")
+    eventually("the guest's key is known", lambda: "grüße" in part("guest/keys"))
+    session.control("key", "demo", "from-host", "grüße")
+    check(guest.wait_for("told", 60) == "from-host grüße", f"the guest was told {guest.last('told')}")
+    session.control("key", "demo", "from-host", "--delete")
+    guest.wait_for("forgotten", 60)
+
+    def beats():
+        return len(guest.said.get("beat", []))
+
+    check(session.refused("thaw", "demo").endswith("the guest is not frozen"), "what is not frozen was thawed")
+    session.control("freeze", "demo", "--timeout", 60)
+    frozen_at = beats()
+    check(part("integration/vss/freeze") == "frozen", f"the guest is {part('integration/vss/freeze')}")
+    time.sleep(3)
+    # One may have been on its way to the console.
+    check(beats() <= frozen_at + 1, f"the guest wrote {beats() - frozen_at} times while it was frozen")
+    session.control("thaw", "demo")
+    eventually("the guest writes on", lambda: beats() > frozen_at + 3)
+    for time_s, what in ((2, "time"), (60, "the worker process that follows")):
+        session.control("freeze", "demo", "--timeout", time_s)
+        frozen_at = beats()
+        if time_s == 60:
+            session.control("upgrade", "demo")
+        eventually(f"the guest is thawed by {what}", lambda at=frozen_at: beats() > at + 3)
+        reason = session.refused("thaw", "demo")
+        check("the guest was thawed before" in reason, f"thaw says {reason}")
+    eventually("the guest's heartbeat is ok again", lambda: seen()["health"] == "ok")
+
+    session.control("shutdown", "demo")
+    guest.end(60)
+    check("powers-off" in guest.said and "exit" not in guest.said, f"the guest did not power off by its own program; {guest.trouble()}")
+    guest.last("unmounted")
+    session.check_daemon()
+    check(seen()["health"] == "unknown", f"the guest that is gone is {seen()['health']}")
+    return {"clock_off_s": clock_off, "known_s": known_s}
+
+
 SCENARIOS = {
     "demo": demo,
     "one-cpu-256m": one_cpu_256m,
@@ -624,6 +694,7 @@ SCENARIOS = {
     "passt-unprivileged": passt_unprivileged,
     "tap-removed": tap_removed,
     "distro": distro,
+    "integration": integration,
 }
 
 

@@ -13,6 +13,7 @@ import coverage
 import dpdk
 import distro_image
 import fetch
+import hyperv_daemons
 import kernel
 import libiscsi
 import run
@@ -32,6 +33,7 @@ NEEDS = {
     "network-dpdk": ("dpdk", lambda: str(dpdk.image())),
     "distro": ("distro", distro_image.distro),
     "sg3-utils": ("libiscsi", lambda: str(libiscsi.image())),
+    "integration": ("daemons", lambda: str(hyperv_daemons.image())),
 }
 
 
