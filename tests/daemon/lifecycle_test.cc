@@ -104,8 +104,8 @@ TEST_CASE("a second VMM is told who is there, and the first goes on", "[daemon]"
   }
   CHECK(first.add_memory());
   CHECK_FALSE(first.disconnected());
-  // The first one's connection is there, and none of the others'.
-  CHECK(eventually([&] { return open_descriptors(daemon.pid()) == supervisor_before + 1; }));
+  // The first one's connection and memory are there, and nothing of the others'.
+  CHECK(eventually([&] { return open_descriptors(daemon.pid()) == supervisor_before + 2; }));
 }
 
 TEST_CASE("VMMs that connect and say nothing hold nobody up", "[daemon]") {
