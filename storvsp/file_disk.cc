@@ -307,12 +307,26 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     start(request);
   }
 
+  // Whether no device has to split it. One that must be split is not to be polled for: Linux refuses the
+  // split to what must not wait, as polled operations must not there, and 6.1 tries again for ever. [linux:
+  // block/blk-merge.c, bio_split_rw; io_uring/io_uring.c, io_wq_submit_work]
+  static bool in_one_piece(const DiskRequest& request) {
+    constexpr std::uint64_t kPageBytes = 4096;  // every device takes as much at once
+    if (request.bounce != nullptr || request.buffers.size() != 1) return false;
+    const iovec& buffer = request.buffers.front();
+    const auto begin = reinterpret_cast<std::uintptr_t>(buffer.iov_base);
+    const std::uint64_t offset = request.io.offset + request.bytes_done;
+    return begin % kPageBytes + buffer.iov_len <= kPageBytes &&
+           offset % kPageBytes + buffer.iov_len <= kPageBytes;
+  }
+
   // Where there is room. A write that is to be durable ends with a flush of the device, which nobody polls
   // for.
   io_uring_sqe* take_sqe(DiskRequest& request) noexcept {
     const DiskIo& io = request.io;
     request.polled = polled_ring_ != nullptr &&
-                     (io.op == DiskOp::kRead || (io.op == DiskOp::kWrite && !io.fua)) && disk_.polls();
+                     (io.op == DiskOp::kRead || (io.op == DiskOp::kWrite && !io.fua)) && disk_.polls() &&
+                     in_one_piece(request);
     return request.polled ? polled_ring_->sqe(request) : worker_.sqe(request);
   }
 

@@ -39,8 +39,8 @@ class FileDisk final : public Disk {
   struct Options {
     std::uint32_t max_transfer_bytes = 1u << 20;  // of one request
     bool ignore_flush = false;                    // CacheMode::kUnsafe
-    // Reads and writes go to the worker's polled ring, where it has one, until the kernel says that they
-    // cannot. The file was opened with O_DIRECT.
+    // Reads and writes within a page go to the worker's polled ring, where it has one, until the kernel says
+    // that they cannot. The file was opened with O_DIRECT.
     bool poll = false;
     std::string subject{};  // of the log
   };

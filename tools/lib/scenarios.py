@@ -169,8 +169,8 @@ def polled_disk(session):
     finally:
         enabled.write_text("0")
         (tracing / "kprobe_events").write_text("-:vmbusd_polled\n")
-    # 64 MiB in requests of 1 MiB at most, each asked for once at least.
-    check(int(hits) >= 64, f"the device was asked {hits} times only for what is done")
+    # Partition table and file system are looked at by pages, each of which is asked for once at least.
+    check(int(hits) >= 20, f"the device was asked {hits} times only for what is done")
     session.say("polled", f"the device was asked {hits} times")
 
 
