@@ -166,9 +166,14 @@ Result<void> HostileChild::open(const vmbus::OfferChannel& offer) {
   options.layout = contiguous ? Layout::kContiguous : Layout::kScattered;
   Victim victim;
   VMBUSD_TRY(victim.channel, GuestChannel::open(*bus_, offer, options));
-  victim.disk = offer.interface_type == vmbus::kClassScsi;
   victim.contiguous = contiguous;
-  VMBUSD_CHECK(victim.disk ? start_disk(*victim.channel) : start_nic(*victim.channel));
+  if (offer.interface_type == vmbus::kClassScsi) {
+    victim.kind = Kind::kDisk;
+    VMBUSD_CHECK(start_disk(*victim.channel));
+  } else if (offer.interface_type == vmbus::kClassNetwork) {
+    victim.kind = Kind::kNic;
+    VMBUSD_CHECK(start_nic(*victim.channel));
+  }
   victims_.push_back(std::move(victim));
   return {};
 }
@@ -266,10 +271,10 @@ HostileChild::Victim* HostileChild::any_victim() {
   return victims_.empty() ? nullptr : &victims_[below(victims_.size())];
 }
 
-HostileChild::Victim* HostileChild::any_victim(bool disk) {
+HostileChild::Victim* HostileChild::any_victim(Kind kind) {
   std::vector<Victim*> found;
   for (Victim& victim : victims_) {
-    if (victim.disk == disk) found.push_back(&victim);
+    if (victim.kind == kind) found.push_back(&victim);
   }
   return found.empty() ? nullptr : found[below(found.size())];
 }
@@ -399,10 +404,10 @@ void HostileChild::forge_page_lists() {
   }
   std::array<std::byte, vstor::kPacketSize> payload{};
   for (std::byte& byte : payload) byte = std::byte{static_cast<std::uint8_t>(below(4))};
-  payload[0] =
-      std::byte{victim->disk ? std::uint8_t{3} : std::uint8_t{107}};  // EXECUTE_SRB; an RNDIS message
+  payload[0] = std::byte{victim->kind == Kind::kDisk ? std::uint8_t{3}
+                                                     : std::uint8_t{107}};  // EXECUTE_SRB; an RNDIS message
   send(*victim, PacketType::kGpaDirect, std::as_bytes(std::span(words)),
-       std::span(payload).first(victim->disk ? vstor::kPacketSize : netvsp::kNvspMessageSize));
+       std::span(payload).first(victim->kind == Kind::kDisk ? vstor::kPacketSize : netvsp::kNvspMessageSize));
 }
 
 void HostileChild::complete_what_nobody_asked() {
@@ -427,7 +432,7 @@ void HostileChild::storm_doorbells() {
 // --- Crimes: disks and NICs ---
 
 void HostileChild::send_commands() {
-  Victim* const victim = any_victim(true);
+  Victim* const victim = any_victim(Kind::kDisk);
   if (victim == nullptr) return;
   constexpr std::array<std::uint8_t, 28> kOpcodes = {
       0x00, 0x03, 0x08, 0x0a, 0x12, 0x16, 0x17, 0x1a, 0x1b, 0x25, 0x28, 0x2a, 0x2e, 0x2f,
@@ -463,7 +468,7 @@ void HostileChild::send_commands() {
 }
 
 void HostileChild::send_storage_packets() {
-  Victim* const victim = any_victim(true);
+  Victim* const victim = any_victim(Kind::kDisk);
   if (victim == nullptr) return;
   for (std::uint32_t i = 1 + below(8); i > 0; --i) {
     std::array<std::uint32_t, 32> words{};
@@ -475,7 +480,7 @@ void HostileChild::send_storage_packets() {
 }
 
 void HostileChild::send_nvsp_messages() {
-  Victim* const victim = any_victim(false);
+  Victim* const victim = any_victim(Kind::kNic);
   if (victim == nullptr) return;
   constexpr std::array<std::uint32_t, 15> kTypes = {1,   100, 101, 103, 104, 106, 107, 108,
                                                     125, 128, 129, 131, 133, 134, 135};
@@ -491,7 +496,7 @@ void HostileChild::send_nvsp_messages() {
 
 // RNDIS messages out of a send section and out of pages, which the vandal changes meanwhile.
 void HostileChild::send_frames() {
-  Victim* const victim = any_victim(false);
+  Victim* const victim = any_victim(Kind::kNic);
   if (victim == nullptr) return;
   constexpr std::array<std::uint32_t, 9> kTypes = {1, 1, 1, 2, 3, 4, 5, 8, 9};
   for (std::uint32_t i = 1 + below(32); i > 0; --i) {
@@ -532,14 +537,14 @@ void HostileChild::send_frames() {
 }
 
 void HostileChild::ask_for_sub_channels() {
-  if (Victim* const victim = any_victim(true)) {
+  if (Victim* const victim = any_victim(Kind::kDisk)) {
     vstor::Packet packet{};
     packet.header.operation = vstor::Operation::kCreateSubChannels;
     const vstor::SubChannelRequest request{static_cast<std::uint16_t>(one_in(2) ? below(5) : any_number())};
     std::memcpy(packet.body.data(), &request, sizeof request);
     send(*victim, PacketType::kInband, {}, wire_bytes(packet));
   }
-  if (Victim* const victim = any_victim(false)) {
+  if (Victim* const victim = any_victim(Kind::kNic)) {
     std::array<std::uint32_t, 10> message = {133, 1, one_in(2) ? below(5) : any_number()};
     send(*victim, PacketType::kInband, {}, std::as_bytes(std::span(message)));
   }
@@ -686,7 +691,7 @@ void HostileChild::move_synic_pages() {
 void HostileChild::pull_memory() {
   partition::AttachClient& client = child_->client();
   // Under I/O, some of which is into it.
-  if (Victim* const victim = any_victim(true)) {
+  if (Victim* const victim = any_victim(Kind::kDisk)) {
     for (std::uint32_t i = below(32); i > 0; --i) {
       const StorCommand command = block_command(scsi::Opcode::kRead16, below(1024), 32);
       vstor::SrbPacket packet{};

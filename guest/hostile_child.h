@@ -56,10 +56,11 @@ class HostileChild {
   };
   static const Crime kCrimes[];
 
+  enum class Kind { kDisk, kNic, kComponent };  // the last: an integration component
   // A channel that was opened by the rules.
   struct Victim {
     std::unique_ptr<GuestChannel> channel;
-    bool disk = false;        // else a NIC
+    Kind kind = Kind::kComponent;
     bool contiguous = false;  // its ring's pages follow each other in host() memory
   };
 
@@ -106,7 +107,7 @@ class HostileChild {
   std::uint32_t any_vp();
   Gpn any_page();
   Victim* any_victim();
-  Victim* any_victim(bool disk);
+  Victim* any_victim(Kind kind);
 
   [[nodiscard]] bool connected() const { return child_ != nullptr && !child_->disconnected_by_host(); }
   // Posts bytes as they are; dropped where the daemon's queue stays full.

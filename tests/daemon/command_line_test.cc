@@ -50,9 +50,11 @@ TEST_CASE("--check-config tells all that is wrong, or OK", "[daemon]") {
   std::ofstream(file) << "[[partition]]\nname = 'a'\nsocket = 3\nthreads = 1\n";
   const Finished bad = run_vmbusd({"--config", file, "--check-config"});
   CHECK(bad.status == 2);
-  CHECK(bad.output ==
-        file + ":3: partition.socket: is an integer; accepted: a path of at most 107 bytes\n" + file +
-            ":4: partition.threads: unknown key; accepted: io_threads, name, nic, poll_us, scsi, socket\n");
+  CHECK(bad.output == file + ":3: partition.socket: is an integer; accepted: a path of at most 107 bytes\n" +
+                          file +
+                          ":4: partition.threads: unknown key; accepted: heartbeat, io_threads, kvp, name, "
+                          "nic, poll_us, scsi, "
+                          "shutdown, socket, timesync, vss\n");
 }
 
 TEST_CASE("the example configuration passes the check", "[daemon]") {

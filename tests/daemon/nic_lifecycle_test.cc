@@ -79,8 +79,8 @@ class Guest {
   explicit Guest(guest::ChildPartition& child) : bus_(child) {
     must(bus_.contact(vmbus::Version::k5_3));
     for (const vmbus::OfferChannel& offer : must(bus_.request_offers())) {
-      (offer.interface_type == vmbus::kClassNetwork ? nic_ : disk_) =
-          must(guest::GuestChannel::open(bus_, offer));
+      if (offer.interface_type == vmbus::kClassNetwork) nic_ = must(guest::GuestChannel::open(bus_, offer));
+      if (offer.interface_type == vmbus::kClassScsi) disk_ = must(guest::GuestChannel::open(bus_, offer));
     }
     stor_ = std::make_unique<guest::StorClient>(*disk_, 1);
     must(stor_->initialize());
