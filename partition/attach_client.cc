@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -177,9 +178,9 @@ Result<void> AttachClient::Impl::receive_doorbell(const AttachHeader& header, Da
   const bool attach = header.type == AttachType::kDoorbellAttach;
   AttachDoorbell message{};
   if (!read_exact(datagram, attach ? 1 : 0, message)) return broken("the daemon sent a malformed Doorbell");
-  const Result<void> outcome = attach
-                                   ? events.doorbell_attach(message.connection_id, std::move(datagram.fds[0]))
-                                   : events.doorbell_detach(message.connection_id);
+  if (!attach) return reply(header.cookie, events.doorbell_detach(message.connection_id));
+  if (!datagram.fds[0]) return reply(header.cookie, fail_os(EMFILE, "no descriptor left for a doorbell"));
+  const Result<void> outcome = events.doorbell_attach(message.connection_id, std::move(datagram.fds[0]));
   return reply(header.cookie, outcome);
 }
 

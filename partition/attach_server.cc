@@ -247,6 +247,11 @@ Result<void> AttachServer::Impl::request(const AttachHeader& header, std::span<c
                   AttachStatus::kLimit);
   }
   ++requests_open;
+  if (std::any_of(fds.begin(), fds.end(), [](const UniqueFd& fd) { return !fd; })) {
+    finish(header.cookie, {AttachStatus::kFailed, EMFILE,
+                           "vmbusd's worker process has no descriptor left; raise RLIMIT_NOFILE"});
+    return {};
+  }
   switch (header.type) {
     case AttachType::kMemoryAdd:
       memory_add(read_message<AttachMemory>(bytes), std::move(fds[0]));

@@ -17,7 +17,8 @@ struct Datagram {
   static constexpr std::size_t kMaxBytes = 512;
   std::array<std::byte, kMaxBytes> buffer;
   std::size_t size = 0;
-  std::vector<UniqueFd> fds;  // close-on-exec
+  // Close-on-exec. One that is empty stands for all those that this process had no number left for.
+  std::vector<UniqueFd> fds;
 
   [[nodiscard]] std::span<const std::byte> bytes() const { return std::span(buffer).first(size); }
 };

@@ -1,6 +1,7 @@
 #include "partition/attach_server.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <deque>
 #include <string>
@@ -404,6 +405,27 @@ TEST_CASE("MemoryAdd is checked field by field", "[partition][attach]") {
       CHECK(count_open_fds() == open_before + (accepted ? 1 : 0));
     }
   }
+}
+
+TEST_CASE("a request whose descriptor was lost on the way is refused, and the connection stays",
+          "[partition][attach]") {
+  Fixture fixture;
+  fixture.attach_with_memory();
+  auto interrupt = make<AttachVpInterrupt>(AttachType::kVpInterrupt);
+  interrupt.sint = kVmbusSint;
+  std::vector<UniqueFd> lost(1);
+  REQUIRE(fixture.receive(make_memory(AttachType::kMemoryAdd, kRamPages * kPage, kPage), std::move(lost))
+              .has_value());
+  lost = std::vector<UniqueFd>(1);
+  REQUIRE(fixture.receive(interrupt, std::move(lost)).has_value());
+  for (int i = 0; i < 2; ++i) {
+    const auto reply = fixture.daemon.take<AttachReply>();
+    CHECK(reply.status == AttachStatus::kFailed);
+    CHECK(reply.os_error == EMFILE);
+    CHECK(text_of(reply.text).find("no descriptor left") != std::string::npos);
+  }
+  CHECK(fixture.daemon.attached_to->memory().regions().size() == 1);
+  CHECK(fixture.ask(interrupt, make_eventfd()).status == AttachStatus::kOk);
 }
 
 TEST_CASE("regions are bounded in number, and the refusal says by how many", "[partition][attach]") {

@@ -1,10 +1,14 @@
 #include "partition/seqpacket.h"
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <chrono>
 #include <fstream>
+#include <thread>
 
 #include "partition/attach_protocol.h"
 #include "tests/catch.h"
@@ -93,6 +97,23 @@ TEST_CASE("a datagram that does not fit is refused and leaks nothing", "[partiti
   CHECK(count_open_fds() == open_before);
 }
 
+TEST_CASE("descriptors that there is no number for are told as lost", "[partition]") {
+  const SocketPair sockets;
+  const UniqueFd eventfd = make_eventfd();
+  const std::array<int, 2> fds{eventfd.get(), eventfd.get()};
+  REQUIRE(send_datagram(sockets.theirs.get(), kBytes, fds).has_value());
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const rlimit none{0, before.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const Result<std::optional<Datagram>> received = receive_datagram(sockets.ours.get(), true);
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  REQUIRE((received.has_value() && received->has_value()));
+  CHECK(std::ranges::equal((*received)->bytes(), kBytes));
+  REQUIRE((*received)->fds.size() == 1);
+  CHECK_FALSE((*received)->fds[0]);
+}
+
 TEST_CASE("the end of the stream is told from an error", "[partition]") {
   SocketPair sockets;
   sockets.theirs.reset();
@@ -117,6 +138,37 @@ TEST_CASE("a full socket is told to those who do not wait", "[partition]") {
   while (receive_datagram(sockets.ours.get(), false)->has_value()) ++received;
   CHECK(received == count - 1);
   CHECK(send_datagram(sockets.theirs.get(), kBytes, {}, false).has_value());
+}
+
+TEST_CASE("those who wait do so on a socket that does not block, too", "[partition]") {
+  constexpr int kDatagrams = 2000;  // several times what a socket holds
+  const SocketPair sockets;
+  for (const int end : {sockets.ours.get(), sockets.theirs.get()}) {
+    REQUIRE(::fcntl(end, F_SETFL, ::fcntl(end, F_GETFL) | O_NONBLOCK) == 0);
+  }
+  std::thread sender([&] {
+    for (int i = 0; i < kDatagrams; ++i) {
+      if (!send_datagram(sockets.theirs.get(), kBytes)) return;
+    }
+  });
+  int received = 0;
+  for (; received < kDatagrams; ++received) {
+    // The sender runs into a full socket first, then we into an empty one.
+    if (received == 0) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const Result<std::optional<Datagram>> datagram = receive_datagram(sockets.ours.get(), true);
+    if (!datagram || !*datagram) break;
+  }
+  sender.join();
+  CHECK(received == kDatagrams);
+}
+
+TEST_CASE("a socket that is none is an error of the system's", "[partition]") {
+  const UniqueFd eventfd = make_eventfd();
+  CHECK(send_datagram(eventfd.get(), kBytes).error().os_error == ENOTSOCK);
+  CHECK(receive_datagram(eventfd.get(), false).error().os_error == ENOTSOCK);
+  const SocketPair sockets;
+  REQUIRE(::shutdown(sockets.ours.get(), SHUT_RDWR) == 0);
+  CHECK(send_datagram(sockets.theirs.get(), kBytes).error().code == Errc::kClosed);
 }
 
 TEST_CASE("a listening socket is the owner's alone", "[partition]") {
