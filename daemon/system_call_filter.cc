@@ -142,6 +142,7 @@ constexpr Rule kControlRules[] = {
     fcntl_rule(F_ADD_SEALS),
     fcntl_rule(F_GET_SEALS),
     // What a disk is, and what a TAP is to be.
+    {SCMP_SYS(preadv2)},
     ioctl_rule(BLKGETSIZE64),
     ioctl_rule(BLKSSZGET),
     ioctl_rule(BLKPBSZGET),

@@ -57,7 +57,7 @@ constexpr std::uint8_t kAllowedOpcodes[] = {
     IORING_OP_READV,     IORING_OP_WRITEV, IORING_OP_READ, IORING_OP_WRITE,    IORING_OP_FSYNC,
     IORING_OP_FALLOCATE, IORING_OP_SEND,   IORING_OP_RECV, IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL,
 };
-constexpr std::uint8_t kAllowedEntryFlags = IOSQE_CQE_SKIP_SUCCESS | IOSQE_IO_HARDLINK;
+constexpr std::uint8_t kAllowedEntryFlags = IOSQE_CQE_SKIP_SUCCESS | IOSQE_IO_HARDLINK | IOSQE_ASYNC;
 struct RequiredFeature {
   std::uint32_t feature;
   const char* missing;

@@ -4,6 +4,7 @@
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -84,6 +85,17 @@ Result<void> probe_block_device(int fd, FileProbe& probe) {
   return {};
 }
 
+// Whether the file system cannot be asked to do only what needs no waiting. io_uring tries that first and has
+// a thread of its own do the rest; but a file system that has poll() is not asked whether it can, and FUSE,
+// which cannot, waits in the submitter's place, and with it all channels of that worker. [linux:
+// io_uring/rw.c, io_file_supports_nowait]
+bool may_block(int fd) {
+  char byte = 0;
+  const iovec buffer = {&byte, sizeof byte};
+  // Refused before anything else is looked at, O_DIRECT's alignment included.
+  return ::preadv2(fd, &buffer, 1, 0, RWF_NOWAIT) < 0 && errno == EOPNOTSUPP;
+}
+
 // Punching a hole behind the end gives back nothing and tells whether the file system can.
 bool can_punch_holes(int fd, std::uint64_t size_bytes) {
   const std::uint64_t behind = (size_bytes + kLargestBlock - 1) / kLargestBlock * kLargestBlock;
@@ -145,6 +157,7 @@ Result<FileProbe> probe_file(int fd) {
   } else if (S_ISREG(status.st_mode)) {
     probe.size_bytes = static_cast<std::uint64_t>(status.st_size);
     probe.discards = probe.discard_zeroes = probe.writable && can_punch_holes(fd, probe.size_bytes);
+    probe.may_block = may_block(fd);
     if (probe.direct) VMBUSD_CHECK(probe_direct_file(fd, probe));
     // Smaller writes make the file system read first.
     const auto unit = static_cast<std::uint64_t>(status.st_blksize);
@@ -383,6 +396,7 @@ class FileQueue final : public DiskQueue, private io::Pollable {
       }
     }
     if (io.fua) sqe.rw_flags = RWF_DSYNC;
+    if (disk_.probe_.may_block && !request.polled) sqe.flags |= IOSQE_ASYNC;
   }
 
   void completed(DiskRequest& request, std::int32_t result) noexcept override {

@@ -24,6 +24,7 @@ struct FileProbe {
   bool writable = false;                     // opened for writing, and the device is not read-only
   bool block_device = false;
   bool rotational = false;
+  bool may_block = false;       // its file system makes whoever submits wait, see may_block() in the .cc
   bool discards = false;        // space can be given back
   bool discard_zeroes = false;  // and what was given back reads as zeros
 };
