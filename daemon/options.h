@@ -14,6 +14,8 @@ namespace vmbusd::daemon {
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitRuntime = 1;  // it could not start, or not go on
 inline constexpr int kExitUsage = 2;    // command line or configuration
+// A worker process alone: see lost_memory.h.
+inline constexpr int kExitLostMemory = 3;
 
 struct Options {
   std::string config_path;

@@ -337,7 +337,8 @@ void PartitionSupervisor::worker_died(int wait_status) {
   end_look(nullptr);
   while (!asked_.empty()) end_ask(asked_.begin()->first, "the partition's worker process died");
   const bool was_attached = static_cast<bool>(attached_);
-  const bool taken_up = can_be_taken_up();
+  // Whoever takes up memory that is gone dies of it as well.
+  const bool taken_up = can_be_taken_up() && !lost_memory(wait_status);
   if (!taken_up) forget_connection();
   if (state_ == State::kStopping) {
     end_upgrade("the partition stops");

@@ -22,6 +22,7 @@
 #include "base/overloaded.h"
 #include "daemon/command_socket.h"
 #include "daemon/commands.h"
+#include "daemon/lost_memory.h"
 #include "daemon/options.h"
 #include "daemon/partition_status.h"
 #include "daemon/sandbox.h"
@@ -413,6 +414,7 @@ int run_partition_worker(UniqueFd socket) {
   log_serve_one_guest();
   // Nothing outlives a supervisor that was killed; one that is gone already shows on the socket.
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  end_on_lost_memory();
   std::signal(SIGHUP, SIG_IGN);  // means the supervisor, whoever else it is sent to
   sigset_t stop_signals;
   sigemptyset(&stop_signals);

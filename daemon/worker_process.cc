@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "daemon/command_socket.h"
+#include "daemon/options.h"
 
 namespace vmbusd::daemon {
 
@@ -70,9 +71,19 @@ class SpawnSetup {
 
 }  // namespace
 
+bool lost_memory(int status) {
+  return WIFEXITED(status) && WEXITSTATUS(status) == kExitLostMemory;
+}
+
 std::string describe_wait_status(int status) {
   if (WIFSIGNALED(status)) {
     return fmt::format("killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)));
+  }
+  if (lost_memory(status)) {
+    return fmt::format(
+        "exited with status {}: guest memory that the VMM lent is not there any more; it has cut its file "
+        "short, or the host has no page left for it",
+        kExitLostMemory);
   }
   return fmt::format("exited with status {}", WEXITSTATUS(status));
 }

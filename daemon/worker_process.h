@@ -21,6 +21,8 @@ namespace vmbusd::daemon {
 
 // "killed by signal 9 (Killed)", from waitpid()'s status.
 [[nodiscard]] std::string describe_wait_status(int status);
+// The process ended because its guest's memory was gone. Whoever takes up the same memory ends the same way.
+[[nodiscard]] bool lost_memory(int status);
 
 // The very program that runs here, even where a package update has replaced its file meanwhile.
 inline constexpr const char* kOwnProgram = "/proc/self/exe";
