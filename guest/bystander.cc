@@ -37,18 +37,29 @@ Result<void> Bystander::write_piece(std::size_t offset) {
   return disk_->write(offset, piece);
 }
 
-Result<void> Bystander::check() {
-  constexpr std::size_t kPieces = kBytes / kPieceBytes;
-  for (int i = 0; i < 8; ++i) {
-    const std::size_t offset = random_() % kPieces * kPieceBytes;
-    std::array<std::byte, kPieceBytes> found;
-    ++commands_;
-    VMBUSD_CHECK(disk_->read(offset, found));
-    if (!std::equal(found.begin(), found.end(), expected_.begin() + static_cast<std::ptrdiff_t>(offset))) {
-      return fail(Errc::kProtocol, "the disk does not hold what was written");
-    }
+Result<void> Bystander::read_piece(std::size_t offset) {
+  std::array<std::byte, kPieceBytes> found;
+  ++commands_;
+  VMBUSD_CHECK(disk_->read(offset, found));
+  if (!std::equal(found.begin(), found.end(), expected_.begin() + static_cast<std::ptrdiff_t>(offset))) {
+    return fail(Errc::kProtocol, "the disk does not hold what was written");
   }
+  return {};
+}
+
+Result<void> Bystander::step() {
+  const std::size_t offset = random_() % kPieces * kPieceBytes;
+  return random_() % 4 == 0 ? write_piece(offset) : read_piece(offset);
+}
+
+Result<void> Bystander::check() {
+  for (int i = 0; i < 8; ++i) VMBUSD_CHECK(read_piece(random_() % kPieces * kPieceBytes));
   return write_piece(random_() % kPieces * kPieceBytes);
+}
+
+Result<void> Bystander::check_all() {
+  for (std::size_t offset = 0; offset < kBytes; offset += kPieceBytes) VMBUSD_CHECK(read_piece(offset));
+  return {};
 }
 
 }  // namespace vmbusd::guest

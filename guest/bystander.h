@@ -24,17 +24,28 @@ class Bystander {
   [[nodiscard]] static Result<std::unique_ptr<Bystander>> attach(const std::string& socket_path,
                                                                  std::uint32_t seed);
 
-  // Reads some of what it wrote, writes some anew. Errc::kProtocol: a byte is not what it was.
+  // One command of kPieceBytes: reads what it wrote, now and then writes anew. Errc::kProtocol: a byte is not
+  // what it was.
+  [[nodiscard]] Result<void> step();
+  // Several of them, a write among them.
   [[nodiscard]] Result<void> check();
+  // All that it wrote.
+  [[nodiscard]] Result<void> check_all();
   [[nodiscard]] std::uint64_t commands() const { return commands_; }
+  // For those who send commands of their own between two of these calls.
+  [[nodiscard]] ChildPartition& child() { return *child_; }
+  [[nodiscard]] StorClient& client() { return *client_; }
 
- private:
   static constexpr std::size_t kBytes = 1 << 20;
   static constexpr std::size_t kPieceBytes = 16 << 10;
+
+ private:
+  static constexpr std::size_t kPieces = kBytes / kPieceBytes;
 
   Bystander(std::unique_ptr<ChildPartition> child, std::uint32_t seed)
       : child_(std::move(child)), bus_(*child_), random_(seed), expected_(kBytes) {}
   [[nodiscard]] Result<void> start();
+  [[nodiscard]] Result<void> read_piece(std::size_t offset);
   [[nodiscard]] Result<void> write_piece(std::size_t offset);
 
   std::unique_ptr<ChildPartition> child_;
