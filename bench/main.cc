@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "bench/idle_bench.h"
 #include "bench/instructions.h"
+#include "bench/neighbours_bench.h"
 #include "bench/network_bench.h"
 #include "bench/operations.h"
 #include "bench/storage_bench.h"
@@ -181,6 +182,17 @@ int main(int argc, char** argv) {
   wakeup_command->add_option("--rounds", wakeup.rounds, "Interleaved runs of each")->capture_default_str();
   wakeup_command->add_option("--requests", wakeup.requests, "In each run")->capture_default_str();
 
+  NeighboursOptions neighbours;
+  CLI::App* const neighbours_command = with_daemon(app.add_subcommand(
+      "neighbours",
+      "What guests notice of a hostile one, a dead disk and a VMM that stands still beside them"));
+  neighbours_command->add_option("--guests", neighbours.guests, "Beside those three")->capture_default_str();
+  neighbours_command->add_option("--rounds", neighbours.rounds, "Of calm and trouble")->capture_default_str();
+  neighbours_command->add_option("--seconds", neighbours.seconds, "Of each half")->capture_default_str();
+  neighbours_command
+      ->add_option("--think", neighbours.think_us, "Microseconds between two commands of a guest's")
+      ->capture_default_str();
+
   std::uint32_t channels = 16;
   double seconds = 5;
   CLI::App* const idle_command =
@@ -195,10 +207,11 @@ int main(int argc, char** argv) {
     return run ? 0 : report(run.error());
   }
   if (ring_command->parsed()) return ring(argv[0], filter, repetitions, json);
-  storage.vmbusd = network.vmbusd = wakeup.vmbusd = vmbusd;
+  storage.vmbusd = network.vmbusd = wakeup.vmbusd = neighbours.vmbusd = vmbusd;
   if (storage_command->parsed()) return print(measure_storage(storage, json), json);
   if (network_command->parsed()) return print(measure_network(network, json), json);
   if (wakeup_command->parsed()) return print(measure_wakeup(wakeup, json), json);
+  if (neighbours_command->parsed()) return print(measure_neighbours(neighbours, json), json);
   const Result<nlohmann::json> idle = measure_idle(vmbusd, channels, seconds);
   if (idle && !json) {
     fmt::print("{} open channels, {} s: {} system calls, {} context switches, {} s of CPU\n",

@@ -23,28 +23,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kPause{5};
 
-// Starts a program, its standard error in `log`; -1 where there can be no process. It dies with us.
-pid_t spawn(const std::vector<std::string>& words, const std::string& log) {
-  std::vector<char*> arguments;
-  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
-  arguments.push_back(nullptr);
-  const pid_t child = ::fork();
-  if (child != 0) return child;
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  const int out = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-  ::dup2(out, STDOUT_FILENO);
-  ::dup2(out, STDERR_FILENO);
-  ::execvp(arguments[0], arguments.data());
-  ::_exit(127);
-}
-
-void end(pid_t process, int signal) {
-  if (process <= 0) return;
-  ::kill(process, signal);
-  while (::waitpid(process, nullptr, 0) < 0 && errno == EINTR) {
-  }
-}
-
 pid_t only_child(pid_t process) {
   std::ifstream file(fmt::format("/proc/{0}/task/{0}/children", process));
   pid_t child = -1;
@@ -90,6 +68,27 @@ std::uint64_t all_switches(pid_t process) {
 
 }  // namespace
 
+pid_t spawn_process(const std::vector<std::string>& words, const std::string& log) {
+  std::vector<char*> arguments;
+  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+  arguments.push_back(nullptr);
+  const pid_t child = ::fork();
+  if (child != 0) return child;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  const int out = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  ::dup2(out, STDOUT_FILENO);
+  ::dup2(out, STDERR_FILENO);
+  ::execvp(arguments[0], arguments.data());
+  ::_exit(127);
+}
+
+void end_process(pid_t process, int signal) {
+  if (process <= 0) return;
+  ::kill(process, signal);
+  while (::waitpid(process, nullptr, 0) < 0 && errno == EINTR) {
+  }
+}
+
 Result<std::unique_ptr<RunningHost>> RunningHost::start(const Options& options) {
   std::unique_ptr<RunningHost> host(new RunningHost);
   VMBUSD_CHECK(host->launch(options));
@@ -100,7 +99,7 @@ Result<std::unique_ptr<RunningHost>> RunningHost::start(const Options& options) 
 RunningHost::~RunningHost() {
   bus_.reset();
   child_.reset();
-  end(daemon_, SIGTERM);
+  end_process(daemon_, SIGTERM);
 }
 
 Result<void> RunningHost::launch(const Options& options) {
@@ -109,7 +108,7 @@ Result<void> RunningHost::launch(const Options& options) {
   std::ofstream(config) << "[[partition]]\nname = 'bench'\nsocket = '" << directory_.path()
                         << "/bench.sock'\n"
                         << options.devices;
-  daemon_ = spawn({options.vmbusd, "--config", config}, directory_.path("log"));
+  daemon_ = spawn_process({options.vmbusd, "--config", config}, directory_.path("log"));
   if (daemon_ < 0) return fail_os(errno, "cannot start vmbusd");
   return {};
 }
@@ -167,22 +166,22 @@ Result<void> RunningHost::run_on(std::size_t cpu) {
 }
 
 ProcessCost::ProcessCost(pid_t process) : process_(process), directory_("/tmp") {
-  perf_ = spawn({"perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-o", directory_.path() + "/perf",
-                 "-p", std::to_string(process)},
-                directory_.path("log"));
+  perf_ = spawn_process({"perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-o",
+                         directory_.path() + "/perf", "-p", std::to_string(process)},
+                        directory_.path("log"));
   // It has no other way to say that it counts.
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   before_ = {cpu_seconds(process), all_switches(process), {}};
 }
 
 ProcessCost::~ProcessCost() {
-  end(perf_, SIGINT);
+  end_process(perf_, SIGINT);
 }
 
 ProcessCost::Use ProcessCost::stop() {
   Use use = {
       cpu_seconds(process_) - before_.cpu_seconds, all_switches(process_) - before_.context_switches, {}};
-  end(std::exchange(perf_, -1), SIGINT);
+  end_process(std::exchange(perf_, -1), SIGINT);
   std::ifstream file(directory_.path() + "/perf");
   for (std::string line; std::getline(file, line);) {
     // "<not counted>": it never ran. "<not supported>": there is no such counter.

@@ -24,6 +24,11 @@ inline constexpr std::uint32_t kHaltPollUs = 200;
 // How long vmbusd's I/O threads poll, unless said otherwise: its default.
 inline constexpr std::uint32_t kPollUs = 50;
 
+// Starts a program, all that it prints in `log`; -1 where there can be no process. It dies with us.
+[[nodiscard]] pid_t spawn_process(const std::vector<std::string>& words, const std::string& log);
+// Sends the signal and waits for the end. Not above 0: nothing.
+void end_process(pid_t process, int signal);
+
 // vmbusd with one partition, and a user-space child partition attached to it that has its offers.
 class RunningHost {
  public:
