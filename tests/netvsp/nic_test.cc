@@ -1,6 +1,7 @@
 // The NIC as a driver sees it, with the loopback and null back ends.
 #include "netvsp/nic.h"
 
+#include "netvsp/backend.h"
 #include "tests/netvsp/nic_fixture.h"
 
 namespace vmbusd::netvsp {
@@ -44,6 +45,22 @@ TEST_CASE("frames of every size come back as they were, whichever way they are s
   CHECK(counters.tx_packets == counters.rx_packets);
   CHECK(counters.tx_bytes == counters.rx_bytes);
   CHECK(counters.tx_dropped + counters.rx_dropped + counters.tx_rejected == 0);
+}
+
+TEST_CASE("a frame goes whole into a receive buffer of several pieces", "[netvsp]") {
+  Bytes frame(5000);
+  Random random(kSeed);
+  for (std::byte& byte : frame) byte = static_cast<std::byte>(random());
+  const auto filled = std::make_unique<ReceiveBuffer>();
+  std::array<Bytes, 3> pieces = {Bytes(1800), Bytes(1700), Bytes(2000)};  // 500 bytes more than it takes
+  for (std::size_t i = 0; i < pieces.size(); ++i)
+    filled->pieces[1 + i] = {pieces[i].data(), pieces[i].size()};
+  filled->piece_count = pieces.size();
+  filled->fill(frame);
+  Bytes found;
+  for (const Bytes& piece : pieces) found.insert(found.end(), piece.begin(), piece.end());
+  CHECK(std::equal(frame.begin(), frame.end(), found.begin()));
+  CHECK(std::all_of(found.begin() + 5000, found.end(), [](std::byte byte) { return byte == std::byte{}; }));
 }
 
 TEST_CASE("several messages in one packet are several frames, in order", "[netvsp]") {

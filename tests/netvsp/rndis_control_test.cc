@@ -1,6 +1,7 @@
 #include "netvsp/rndis_control.h"
 
 #include <array>
+#include <bit>
 #include <set>
 
 #include "tests/catch.h"
@@ -271,6 +272,22 @@ TEST_CASE("counters are as wide as the guest has room", "[netvsp]") {
   CHECK(statistics.in_unicast_packets == 130);
   CHECK(statistics.out_unicast_packets == 70);
   CHECK(statistics.out_octets == 0x1'0000'0001);
+}
+
+TEST_CASE("each counter of all channels is their sum", "[netvsp]") {
+  using Words = std::array<std::uint64_t, sizeof(QueueCounters) / sizeof(std::uint64_t)>;
+  Words first{};
+  Words second{};
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    first[i] = std::uint64_t{1} << i;
+    second[i] = 1000 * i;
+  }
+  const auto sum =
+      std::bit_cast<Words>(std::bit_cast<QueueCounters>(first) + std::bit_cast<QueueCounters>(second));
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    INFO("counter " << i);
+    CHECK(sum[i] == first[i] + second[i]);
+  }
 }
 
 TEST_CASE("a link that is down is told", "[netvsp]") {

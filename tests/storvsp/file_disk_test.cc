@@ -1,21 +1,27 @@
 #include "storvsp/file_disk.h"
 
 #include <fcntl.h>
+#include <linux/loop.h>
 #include <linux/mount.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <future>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "base/assert.h"
+#include "guest/faulty_file.h"
+#include "storvsp/null_disk.h"
 #include "tests/catch.h"
 
 namespace vmbusd::storvsp {
@@ -156,6 +162,109 @@ TEST_CASE("a probe tells what a descriptor can do", "[storvsp]") {
     CHECK(probe.logical_block_bytes <= 4096);
     CHECK(probe.memory_alignment <= 4096);
   }
+}
+
+// A block device of 4 KiB blocks over a file in memory, gone with its descriptor. Invalid where there are no
+// loop devices for us.
+UniqueFd loop_device(std::uint64_t size, int flags) {
+  const UniqueFd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
+  if (!control) return UniqueFd();
+  const UniqueFd file = memory_file(size);
+  loop_config config{};
+  config.fd = static_cast<std::uint32_t>(file.get());
+  config.block_size = 4096;
+  config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+  // Another process may take the free one first.
+  for (int i = 0; i < 10; ++i) {
+    const int number = ::ioctl(control.get(), LOOP_CTL_GET_FREE);
+    if (number < 0) return UniqueFd();
+    UniqueFd device(::open(("/dev/loop" + std::to_string(number)).c_str(), O_RDWR | O_CLOEXEC | flags));
+    if (!device) return UniqueFd();
+    if (::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0) return device;
+    if (errno != EBUSY) return UniqueFd();
+  }
+  return UniqueFd();
+}
+
+TEST_CASE("a block device is served by its own blocks, and discards", "[storvsp]") {
+  UniqueFd device = loop_device(kDiskBytes, O_DIRECT);
+  if (!device) {
+    WARN("no loop device to be had: not tested");
+    return;
+  }
+  const FileProbe probe = probe_file(device.get()).value();
+  CHECK(probe.block_device);
+  CHECK(probe.size_bytes == kDiskBytes);
+  CHECK(probe.logical_block_bytes == 4096);
+  CHECK(probe.physical_block_bytes >= 4096);
+  CHECK(probe.writable);
+  CHECK(probe.direct);
+  CHECK(probe.memory_alignment > 1);
+  CHECK(probe.discards);
+  CHECK(!probe.discard_zeroes);  // what no device promises
+
+  Fixture fixture(std::move(device));
+  CHECK(fixture.disk->geometry().logical_block_bytes == 4096);
+  const Buffer out(64 * 1024);
+  const Buffer in(64 * 1024);
+  out.fill(1);
+  REQUIRE(fixture.write(8192, out.data, 64 * 1024) == 0);
+  REQUIRE(fixture.run({DiskOp::kFlush}, {}) == 0);
+  REQUIRE(fixture.read(8192, in.data, 64 * 1024) == 0);
+  CHECK(std::memcmp(in.data, out.data, in.size) == 0);
+  // A loop device passes it on as a hole.
+  REQUIRE(fixture.run({DiskOp::kDiscard, false, 8192, 64 * 1024}, {}) == 0);
+  REQUIRE(fixture.read(8192, in.data, 64 * 1024) == 0);
+  CHECK(std::all_of(in.data, in.data + in.size, [](std::byte byte) { return byte == std::byte{}; }));
+  CHECK(fixture.run({DiskOp::kDiscard, false, 0, 512}, {}) == EINVAL);  // not whole blocks
+  // What of it is there the device does not say: all.
+  TestRequest request;
+  request.io = {DiskOp::kMap, false, 4096, 0};
+  auto done = request.done.get_future();
+  fixture.on_worker([&] { fixture.queue->submit(request); });
+  REQUIRE(done.get() == 0);
+  CHECK(request.extent.length == kDiskBytes - 4096);
+  CHECK(request.extent.mapped);
+}
+
+TEST_CASE("O_DIRECT's rules are tried out where the file system does not say them", "[storvsp]") {
+  const auto file = guest::FaultyFile::create(kDiskBytes);
+  if (file == nullptr) {
+    WARN("no right to mount a file system in user space here: not tested");
+    return;
+  }
+  const UniqueFd fd(::open(file->path().c_str(), O_RDWR | O_DIRECT | O_CLOEXEC));
+  REQUIRE(fd);
+  const FileProbe probe = probe_file(fd.get()).value();
+  CHECK(probe.direct);
+  CHECK(probe.logical_block_bytes == 512);
+  CHECK(probe.memory_alignment == 512);
+  CHECK(probe.may_block);
+  for (const int error : {EIO, EINVAL}) {  // fails, and takes no block that a guest could have
+    file->fail_with(error);
+    const Result<FileProbe> refused = probe_file(fd.get());
+    REQUIRE_FALSE(refused.has_value());
+    CHECK(refused.error().os_error == error);
+  }
+}
+
+TEST_CASE("a null disk has done everything at once", "[storvsp]") {
+  const auto worker = std::move(*io::Worker::create({.name = "null"}));
+  DiskGeometry geometry;
+  geometry.size_bytes = kDiskBytes;
+  NullDisk disk(geometry);
+  CHECK(disk.geometry().size_bytes == kDiskBytes);
+  const std::unique_ptr<DiskQueue> queue = disk.open_queue(*worker);
+  for (const DiskOp op :
+       {DiskOp::kRead, DiskOp::kWrite, DiskOp::kFlush, DiskOp::kDiscard, DiskOp::kZero, DiskOp::kMap}) {
+    TestRequest request;
+    request.io = {op, false, 8192, op == DiskOp::kFlush || op == DiskOp::kMap ? 0u : 4096u};
+    queue->submit(request);
+    queue->abort(request);  // comes too late
+    CHECK(request.done.get_future().get() == 0);
+    if (op == DiskOp::kMap) CHECK(request.extent.length == kDiskBytes - 8192);
+  }
+  queue->cancel();
 }
 
 TEST_CASE("a probe refuses what is no disk", "[storvsp]") {

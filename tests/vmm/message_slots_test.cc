@@ -36,6 +36,7 @@ TEST_CASE("a free slot takes a message", "[vmm]") {
   Page page;
   MessageSlots slots;
   slots.set_page(page.bytes.data());
+  CHECK(slots.page() == page.bytes.data());
   CHECK(slots.post(kSint, 1, kPayload));
   const MessageHeader header = page.header();
   CHECK(header.type == 1);
@@ -94,6 +95,7 @@ TEST_CASE("a pending flag of the guest's own making does no harm", "[vmm]") {
 
 TEST_CASE("without a page every message waits", "[vmm]") {
   MessageSlots slots;
+  CHECK(slots.page() == nullptr);
   CHECK_FALSE(slots.post(kSint, 1, kPayload));
   CHECK_FALSE(slots.post_or_mark_pending(kSint, 1, kPayload));
 }

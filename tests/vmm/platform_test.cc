@@ -1,9 +1,13 @@
 #include "vmm/platform.h"
 
 #include <array>
+#include <ctime>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
+#include "base/temporary_directory.h"
 #include "tests/catch.h"
 #include "tests/vmm/fake_machine.h"
 #include "vmm/memory_map.h"
@@ -13,8 +17,10 @@ namespace vmbusd::vmm {
 namespace {
 
 struct Board {
+  explicit Board(const std::string& where = "none") : console(Console::open(where).value()) {}
+
   FakeMachine machine{1};
-  Console console = Console::open("none").value();
+  Console console;
   int drained = 0;
   Platform platform{machine, console, [this] { ++drained; }};
 
@@ -66,6 +72,50 @@ TEST_CASE("where nothing is, all bits are set", "[vmm]") {
   std::array<std::uint8_t, 8> data{};
   board.platform.mmio({kMmioLowGpa, false, data});
   CHECK(data == std::array<std::uint8_t, 8>{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff});
+}
+
+TEST_CASE("what the guest prints goes to the console", "[vmm]") {
+  const TemporaryDirectory directory;
+  Board board(directory.path("console"));
+  for (const char letter : std::string("ready\n")) {
+    CHECK(board.write(kCom1Port, static_cast<std::uint8_t>(letter)) == PowerRequest::kNone);
+  }
+  std::ifstream file(directory.path("console"));
+  CHECK(std::string(std::istreambuf_iterator<char>(file), {}) == "ready\n");
+}
+
+TEST_CASE("the console's input waits until the guest has room for it", "[vmm]") {
+  Board board;
+  const std::size_t room = board.platform.console_room();
+  REQUIRE(room > 0);
+  const std::vector<std::uint8_t> input(room + 1, 'x');
+  CHECK(board.platform.console_input(input) == room);
+  CHECK(board.platform.console_room() == 0);
+  for (std::size_t i = 0; i < room; ++i) CHECK(board.read(kCom1Port) == 'x');
+  CHECK(board.drained == 1);
+  CHECK(board.platform.console_room() == room);
+}
+
+TEST_CASE("the guest reads the host's clock by its two ports", "[vmm]") {
+  Board board;
+  const auto reading = [&](std::uint8_t index) {
+    CHECK(board.write(kRtcPort, index) == PowerRequest::kNone);
+    return board.read(kRtcPort + 1);
+  };
+  const std::time_t now = std::time(nullptr);
+  std::tm date{};
+  ::gmtime_r(&now, &date);
+  const int year = date.tm_year % 100;
+  // A new year's eve in the middle of this test would be one too many.
+  CHECK(reading(0x09) == static_cast<std::uint32_t>(year / 10 * 16 + year % 10));
+  CHECK(reading(0x0d) == 0x80);
+  CHECK(reading(0x8d) == 0x80);  // the highest bit is for NMIs
+}
+
+TEST_CASE("a machine that sleeps is off, so the sleep registers have nothing to say", "[vmm]") {
+  Board board;
+  CHECK(board.read(kSleepControlPort) == 0);
+  CHECK(board.read(kSleepControlPort + 1) == 0);
 }
 
 TEST_CASE("the serial port's interrupt is IRQ 4", "[vmm]") {
