@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <deque>
 #include <future>
+#include <limits>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -429,8 +430,15 @@ TEST_CASE("completions that the completion queue has no room for are not lost", 
   }));
   worker.call([] {});  // the last of them are submitted
   CHECK(op.completions == 0);
-  worker.call([&] { write_one(fd.get()); });
+  // A worker that is about to sleep asks the kernel for them anyway; one that polls must be told to.
+  FakePollable busy;
+  busy.work = std::numeric_limits<int>::max();
+  worker.call([&] {
+    worker->activate(busy);
+    write_one(fd.get());
+  });
   CHECK(worker.wait_until([&] { return op.completions == kOps; }));
+  worker.call([&] { worker->deactivate(busy); });
 }
 
 TEST_CASE("operations complete with io_uring's result", "[io]") {
