@@ -47,7 +47,7 @@ class Device {
                                                                      io::Worker& worker) = 0;
   // Whether its channels can be taken up by another worker process. Where not, the guest sees the device go
   // and come back.
-  [[nodiscard]] virtual bool can_be_taken_up() const { return false; }
+  [[nodiscard]] virtual bool can_be_taken_up() const = 0;
   // The guest is gone or starts over: all handlers are destroyed. Protocol state goes, configuration stays.
   virtual void reset() {}
 };
