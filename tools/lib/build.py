@@ -20,6 +20,7 @@ class Variant:
     compiler: str = "g++"
     without: tuple = ()  # tests that the others have
     prefix: tuple = ()  # in front of every command that builds it or runs its tests
+    patience: int = 1  # times of each test's time limit
 
 
 # clang builds the sanitizers' variants: it is the faster there, and so both compilers see every file. Optimising what the
@@ -41,7 +42,7 @@ FUZZ = Variant(
 )
 # What tools/test coverage builds. Threads count the same lines.
 COVERAGE = Variant(
-    "coverage", "-coverage", ("-Db_coverage=true", "-Doptimization=0", "-Dbench=disabled", "-Dcpp_args=-fprofile-update=atomic"), "g++"
+    "coverage", "-coverage", ("-Db_coverage=true", "-Doptimization=0", "-Dbench=disabled", "-Dcpp_args=-fprofile-update=atomic"), "g++", patience=10
 )
 
 # What guests need of a build, as ninja's targets.
@@ -108,7 +109,8 @@ def run_units(variant, names):
     prefix = [*variant.prefix, *(fixed_addresses() if variant is TSAN else [])]
     log = folder(variant) / "meson-logs" / "testlog.json"
     log.unlink(missing_ok=True)
-    _run([*prefix, "meson", "test", "-C", folder(variant), "--no-rebuild", "--print-errorlogs", *names], quiet=True)
+    command = ["meson", "test", "-C", folder(variant), "--no-rebuild", "--print-errorlogs", "--timeout-multiplier", variant.patience]
+    _run([*prefix, *command, *names], quiet=True)
     seen = {}
     if log.exists():
         for line in log.read_text().splitlines():
