@@ -27,7 +27,7 @@ def daemon_rows(*words):
 
 def network():
     for channels in (1, 3):
-        found = daemon_rows("network", "--rounds", "1", "--seconds", "0.05", "--channels", str(channels))
+        found = daemon_rows("network", "--rounds", "1", "--seconds", "0.25", "--channels", str(channels))
         assert [row["bytes"] for row in found] == [64, 1514, found[2]["bytes"], 64, 1514, 64, 1514], found
         for row in found:
             assert row["channels"] == channels
