@@ -278,8 +278,11 @@ TEST_CASE("rings that the VMM took away end its partition's worker, once, and no
   Driver bystander(*other);
   {
     const auto liar = host.attach("one");
-    // Its channels and pages are not to be touched any more: by us it would be SIGBUS as well.
-    auto& driver = *new Driver(*liar);
+    // Its channels and pages are not to be touched any more: by us it would be SIGBUS as well. So it is never
+    // ended, which the leak sanitizer bears where somebody still knows of it.
+    static Driver* left = nullptr;
+    left = new Driver(*liar);
+    Driver& driver = *left;
     must(driver.disk->write(0, random_bytes(4096, 1)));
     const Doorbell doorbell = liar->doorbell(driver.offer.connection_id);
     REQUIRE(doorbell != nullptr);
@@ -379,6 +382,7 @@ TEST_CASE("a worker without descriptors refuses what needs one, and goes on", "[
 
 TEST_CASE("a supervisor without descriptors keeps VMMs waiting, and serves those that are there",
           "[guest][faults]") {
+  if (daemon::kInstrumented) return;  // as above
   Host host;
   const auto child = host.attach("one");
   Driver driver(*child);
