@@ -123,6 +123,8 @@ struct Worker::Impl {
 
   Impl(Worker& owner, const WorkerOptions& worker_options) : worker(owner), options(worker_options) {}
   ~Impl() {
+    // A task may have run to its end, and let the owner end the worker, while its poster still wakes it.
+    while (posters.load(std::memory_order_acquire) != 0) std::this_thread::yield();
     if (ring_made) io_uring_queue_exit(&ring);
   }
 
@@ -160,7 +162,8 @@ struct Worker::Impl {
   std::atomic<Task*> posted{nullptr};
   std::atomic<bool> sleeping{false};
   std::atomic<bool> stopping{false};
-  UniqueFd wake_fd;  // never read: each write completes the poll anew
+  std::atomic<std::uint32_t> posters{0};  // threads inside of push()
+  UniqueFd wake_fd;                       // never read: each write completes the poll anew
   WakeOp wake_op{*this};
   bool wake_armed = false;
 
@@ -376,6 +379,7 @@ void Worker::Impl::wake() {
 }
 
 void Worker::Impl::push(Task& task) {
+  posters.fetch_add(1, std::memory_order_relaxed);  // seen with the task, which is published after it
   Task* newest = posted.load(std::memory_order_relaxed);
   do {
     task.next = newest;
@@ -384,6 +388,8 @@ void Worker::Impl::push(Task& task) {
   } while (
       !posted.compare_exchange_weak(newest, &task, std::memory_order_seq_cst, std::memory_order_relaxed));
   wake();
+  // release: pairs with ~Impl().
+  posters.fetch_sub(1, std::memory_order_release);
 }
 
 Result<std::unique_ptr<Worker>> Worker::create(const WorkerOptions& options) {
