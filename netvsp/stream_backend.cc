@@ -26,6 +26,10 @@ constexpr std::size_t kReceiveBytes = 256u << 10;
 // KiB and its headers.
 constexpr std::uint32_t kFrameMax = 0x20000;
 static_assert(kFrameMax + kLengthSize <= kReceiveBytes);
+// What one send takes: as much as a Unix socket queues as one buffer, so that its reader never finds a part
+// of it. passt, until 2024, reads what follows a frame's cut length as the next frame, for ever. [linux:
+// unix_stream_sendmsg(), UNIX_SKB_FRAGS_SZ; passt: tap_handler_passt() in Debian 12's 2023_03_09]
+constexpr std::size_t kOneSendBytes = 32u << 10;
 
 // The bytes on their way to the socket: filled at the end, sent from the begin, moved down when the end has
 // no room. A frame that was begun is finished, whatever happens to the guest's channel meanwhile.
@@ -109,8 +113,7 @@ class StreamQueue final : public BackendQueue {
       });
       return;
     }
-    const std::span<const std::byte> pending = send_.pending();
-    io_uring_prep_send(sqe, fd_.get(), pending.data(), pending.size(), MSG_NOSIGNAL);
+    io_uring_prep_send(sqe, fd_.get(), send_.pending().data(), next_send(), MSG_NOSIGNAL);
     sending_ = true;
     user_->begin_op();
   }
@@ -233,10 +236,33 @@ class StreamQueue final : public BackendQueue {
     std::uint32_t index_ = 0;
   };
 
+  // Where the frame ends whose length is at `at` of what is pending.
+  [[nodiscard]] std::size_t frame_end(std::size_t at) const {
+    BigEndian32 length;
+    std::memcpy(&length, send_.pending().data() + at, sizeof length);
+    return at + kLengthSize + length;
+  }
+
+  // What the next send takes: the rest of the frame that was begun, and whole frames; one of the two at
+  // least.
+  [[nodiscard]] std::size_t next_send() const {
+    std::size_t size = begun_;
+    while (size < send_.pending().size()) {
+      const std::size_t end = frame_end(size);
+      if (size != 0 && end > kOneSendBytes) break;
+      size = end;
+    }
+    return size;
+  }
+
   void sent(std::int32_t result) {
     sending_ = false;
     if (result > 0) {
-      send_.consume(static_cast<std::size_t>(result));
+      const auto size = static_cast<std::size_t>(result);
+      std::size_t end = begun_;
+      while (end < size) end = frame_end(end);
+      begun_ = end - size;
+      send_.consume(size);
     } else if (!passing(result)) {
       lose(-result);
     }
@@ -335,6 +361,7 @@ class StreamQueue final : public BackendQueue {
     if (next_fd_) fd_ = std::move(next_fd_);
     // Another stream: it knows nothing of what the old one had begun.
     send_.clear();
+    begun_ = 0;
     receive_begin_ = receive_end_ = 0;
     replacing_ = false;
     lost_ = false;
@@ -353,6 +380,7 @@ class StreamQueue final : public BackendQueue {
   bool receiving_ = false;
   std::uint32_t cancels_ = 0;  // in flight
   SendBuffer send_;
+  std::size_t begun_ = 0;  // bytes of a frame whose first ones were sent
   std::unique_ptr<std::byte[]> receive_bytes_;
   std::size_t receive_begin_ = 0;
   std::size_t receive_end_ = 0;
