@@ -147,6 +147,16 @@ TEST_CASE("guests reach their APIC the cheapest way", "[vmm]") {
   }
 }
 
+TEST_CASE("guests have one kind of timer, the APIC's where it has a deadline", "[vmm]") {
+  for (const bool deadline : {false, true}) {
+    CpuidConfig one = config(1);
+    one.tsc_deadline_timer = deadline;
+    const auto table = build_cpuid(one, 0);
+    CHECK(((find(table, 0x40000003).eax & 1u << 3) != 0) == !deadline);
+    CHECK(((find(table, 0x40000003).edx & 1u << 19) != 0) == !deadline);
+  }
+}
+
 TEST_CASE("guests have no nested virtualization", "[vmm]") {
   const auto table = build_cpuid(config(2), 0);
   CHECK((find(table, 1).ecx & 1u << 5) == 0);

@@ -37,15 +37,16 @@ constexpr std::uint32_t kSynic = 1u << 2;
 constexpr std::uint32_t kHypercallMsrs = 1u << 5;
 constexpr std::uint32_t kVpIndex = 1u << 6;
 constexpr std::uint32_t kFeaturesNeeded = kReferenceCounter | kSynic | kHypercallMsrs | kVpIndex;
-// And what makes it comfortable: VP run time, synthetic timers, APIC MSRs, reset MSR, reference TSC,
-// frequency MSRs, TSC invariant control. Not: statistics, guest idle, re-enlightenment (of use to nested
-// hypervisors only).
+// And what makes it comfortable: VP run time, APIC MSRs, reset MSR, reference TSC, frequency MSRs, TSC
+// invariant control. Not: statistics, guest idle, re-enlightenment (of use to nested hypervisors only).
 constexpr std::uint32_t kFeaturesWanted =
-    kFeaturesNeeded | 1u << 0 | 1u << 3 | 1u << 4 | 1u << 7 | 1u << 9 | 1u << 11 | 1u << 15;
+    kFeaturesNeeded | 1u << 0 | 1u << 4 | 1u << 7 | 1u << 9 | 1u << 11 | 1u << 15;
+constexpr std::uint32_t kSyntheticTimers = 1u << 3;
 // EBX. Not bit 0 nor bit 12, CPU management: with it a Linux guest takes itself for the root partition.
 constexpr std::uint32_t kPrivilegesWanted = 1u << 4 /* post messages */ | 1u << 5 /* signal events */;
-// EDX: hypercall input in XMM registers, frequency MSRs, crash MSRs, direct-mode timers.
-constexpr std::uint32_t kMoreFeaturesWanted = 1u << 4 | 1u << 8 | 1u << 10 | 1u << 19;
+// EDX: hypercall input in XMM registers, frequency MSRs, crash MSRs.
+constexpr std::uint32_t kMoreFeaturesWanted = 1u << 4 | 1u << 8 | 1u << 10;
+constexpr std::uint32_t kDirectTimers = 1u << 19;
 // Leaf 4, EAX: remote TLB flush, APIC MSRs, relaxed timing, cluster IPI, sparse processor masks.
 constexpr std::uint32_t kUseApicMsrs = 1u << 3;
 constexpr std::uint32_t kRecommendationsWanted = 1u << 2 | kUseApicMsrs | 1u << 5 | 1u << 10 | 1u << 11;
@@ -68,8 +69,8 @@ kvm_cpuid_entry2 leaf_or_zero(std::span<const kvm_cpuid_entry2> entries, std::ui
   return zero;
 }
 
-void append_hyper_v(std::vector<kvm_cpuid_entry2>& table, std::span<const kvm_cpuid_entry2> offered,
-                    bool recommend_apic_msrs) {
+void append_hyper_v(std::vector<kvm_cpuid_entry2>& table, const CpuidConfig& config) {
+  const std::span<const kvm_cpuid_entry2> offered = config.hyper_v;
   kvm_cpuid_entry2 vendor{};
   vendor.function = kHvVendor;
   vendor.eax = kHvHardware;  // the highest leaf
@@ -82,15 +83,20 @@ void append_hyper_v(std::vector<kvm_cpuid_entry2>& table, std::span<const kvm_cp
   table.push_back(leaf_or_zero(offered, kHvVersion));
 
   kvm_cpuid_entry2 features = leaf_or_zero(offered, kHvFeatures);
-  features.eax &= kFeaturesWanted;
+  // Linux takes Hyper-V's timers before the APIC's where it has both, and sets them anew before it ends their
+  // interrupt, so that it ends each by one more exit: what the assist page says is withdrawn at any exit. The
+  // APIC's deadline timer it sets afterwards. [linux: arch/x86/kernel/cpu/mshyperv.c, sysvec_hyperv_stimer0;
+  // arch/x86/kernel/apic/apic.c, sysvec_apic_timer_interrupt]
+  const bool timers = !config.tsc_deadline_timer;
+  features.eax &= kFeaturesWanted | (timers ? kSyntheticTimers : 0);
   features.ebx &= kPrivilegesWanted;
   features.ecx = 0;
-  features.edx &= kMoreFeaturesWanted;
+  features.edx &= kMoreFeaturesWanted | (timers ? kDirectTimers : 0);
   table.push_back(features);
 
   kvm_cpuid_entry2 recommendations = leaf_or_zero(offered, kHvRecommendations);
   recommendations.eax = (recommendations.eax & kRecommendationsWanted) | kDeprecateAutoEoi;
-  if (!recommend_apic_msrs) recommendations.eax &= ~kUseApicMsrs;
+  if (!config.apic.hyper_v_msrs) recommendations.eax &= ~kUseApicMsrs;
   recommendations.ebx = kNeverNotifySpinLocks;
   recommendations.ecx = 0;
   recommendations.edx = 0;
@@ -199,7 +205,7 @@ std::vector<kvm_cpuid_entry2> build_cpuid(const CpuidConfig& config, std::uint32
     table.push_back(entry);
   }
   if (extended_topology) topology.append_extended(table, kExtendedTopology);
-  append_hyper_v(table, config.hyper_v, config.apic.hyper_v_msrs);
+  append_hyper_v(table, config);
   return table;
 }
 
