@@ -29,9 +29,11 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 #include <type_traits>
 #include <utility>
+
+#include "daemon/config_text.h"
+#include "daemon/config_words.h"
 
 namespace vmbusd::daemon {
 
@@ -162,37 +164,6 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
   return count << shift;
 }
 
-// A key's accepted values and what they mean. Words are written as strings, numbers as integers.
-template <typename Written, typename Meaning, std::size_t Count>
-using Words = std::array<std::pair<Written, Meaning>, Count>;
-
-constexpr Words<std::string_view, storvsp::DiskConfig::Backend, 2> kBackends = {
-    {{"file", storvsp::DiskConfig::Backend::kFile}, {"null", storvsp::DiskConfig::Backend::kNull}}};
-constexpr Words<std::string_view, DirectIo, 3> kDirectIoWords = {
-    {{"auto", DirectIo::kAuto}, {"on", DirectIo::kOn}, {"off", DirectIo::kOff}}};
-constexpr Words<std::string_view, storvsp::CacheMode, 3> kCacheModes = {
-    {{"writeback", storvsp::CacheMode::kWriteback},
-     {"writethrough", storvsp::CacheMode::kWritethrough},
-     {"unsafe", storvsp::CacheMode::kUnsafe}}};
-constexpr Words<std::string_view, SeccompAction, 4> kSeccompActions = {{{"kill", SeccompAction::kKill},
-                                                                        {"trap", SeccompAction::kTrap},
-                                                                        {"log", SeccompAction::kLog},
-                                                                        {"none", SeccompAction::kNone}}};
-constexpr Words<std::string_view, netvsp::NicConfig::Backend, 4> kNicBackends = {
-    {{"tap", netvsp::NicConfig::Backend::kTap},
-     {"stream", netvsp::NicConfig::Backend::kStream},
-     {"null", netvsp::NicConfig::Backend::kNull},
-     {"loopback", netvsp::NicConfig::Backend::kLoopback}}};
-constexpr Words<std::int64_t, std::uint32_t, 2> kBlockSizes = {{{512, 512}, {4096, 4096}}};
-constexpr Words<std::int64_t, std::uint32_t, 8> kPhysicalBlockSizes = {{{512, 512},
-                                                                        {1024, 1024},
-                                                                        {2048, 2048},
-                                                                        {4096, 4096},
-                                                                        {8192, 8192},
-                                                                        {16384, 16384},
-                                                                        {32768, 32768},
-                                                                        {65536, 65536}}};
-
 std::string shown(std::string_view word) {
   return in_quotes(word);
 }
@@ -231,11 +202,6 @@ class TableReader {
       : table_(table), path_(std::move(path)), problems_(problems) {}
 
   [[nodiscard]] std::uint32_t line() const { return line_of(table_); }
-  [[nodiscard]] std::string definition() const {
-    std::ostringstream text;
-    text << toml::json_formatter(table_);
-    return text.str();
-  }
   [[nodiscard]] std::string key_path(std::string_view key) const {
     return path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key);
   }
@@ -416,6 +382,11 @@ class Uniqueness {
   std::map<std::string, std::uint32_t> first_lines_;
 };
 
+// Whatever the texts hold.
+std::string definition_of(const ConfigTable& table) {
+  return table.dump(-1, ' ', false, ConfigTable::error_handler_t::replace);
+}
+
 class ConfigReader {
  public:
   ConfigReader(Problems& problems, std::string_view directory) : problems_(problems), directory_(directory) {}
@@ -445,7 +416,6 @@ class ConfigReader {
   PartitionConfig read_partition(TableReader& table) {
     PartitionConfig partition;
     partition.line = table.line();
-    partition.definition = table.definition();
     if (auto name = table.name("name")) {
       partition_names_.claim(table, "name", *name, fmt::format("the name {}", in_quotes(*name)));
       partition.name = std::move(*name);
@@ -470,6 +440,7 @@ class ConfigReader {
     });
     table.tables("nic", kDevicesMax,
                  [&](TableReader& nic) { partition.nics.push_back(read_nic(nic, partition, identities)); });
+    partition.definition = definition_of(to_table(partition));
     return partition;
   }
 
@@ -494,7 +465,6 @@ class ConfigReader {
     ScsiConfig scsi;
     storvsp::ControllerConfig& controller = scsi.controller;
     scsi.line = table.line();
-    scsi.definition = table.definition();
     controller.partition = partition.name;
     read_identity(table, identities, controller.name, controller.instance);
     controller.channels = table.integer("channels", 1, storvsp::kMaxChannels).value_or(0);
@@ -504,6 +474,7 @@ class ConfigReader {
       scsi.images.emplace_back();
       controller.disks.push_back(read_disk(disk, scsi.images.back(), luns));
     });
+    scsi.definition = definition_of(to_table(scsi));
     return scsi;
   }
 
@@ -554,7 +525,6 @@ class ConfigReader {
     NicConfig config;
     netvsp::NicConfig& nic = config.nic;
     config.line = table.line();
-    config.definition = table.definition();
     nic.partition = partition.name;
     read_identity(table, identities, nic.name, nic.instance);
     nic.mac = read_mac(table);
@@ -582,6 +552,7 @@ class ConfigReader {
         nic.queues = read_queues(table).value_or(1);
         break;
     }
+    config.definition = definition_of(to_table(config.nic, config.source));
     return config;
   }
 

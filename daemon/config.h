@@ -41,7 +41,7 @@ struct ImageConfig {
 
 struct ScsiConfig {
   std::uint32_t line = 0;
-  std::string definition;  // the table as it is written, as JSON: equal where nothing has changed; so below
+  std::string definition;  // what the table says, as JSON: equal where nothing has changed; so below
   storvsp::ControllerConfig controller;  // channels 0: as many as the partition has I/O threads
   std::vector<ImageConfig> images;  // images[i] is behind controller.disks[i], which has no descriptor yet
 };

@@ -1,9 +1,10 @@
 // Fuzz target of the configuration file's reader: whatever the text, each problem can be printed on one line
 // and names a line that is there, and a configuration without problems keeps the bounds that the rest of the
-// daemon builds on.
+// daemon builds on, and can be written out and read again.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 #include "daemon/command_socket.h"
 #include "daemon/commands.h"
 #include "daemon/config.h"
+#include "daemon/config_text.h"
 #include "fuzz/fuzz_target.h"
 
 namespace vmbusd::daemon {
@@ -60,6 +62,13 @@ void check_config(const Config& config) {
   }
 }
 
+void check_text(const Config& config) {
+  const std::string text = to_toml(to_table(config));
+  const ParsedConfig again = parse_config(text, "/elsewhere");
+  promise(again.problems.empty(), "what was written out is accepted");
+  promise(to_toml(to_table(again.config)) == text, "what was written out is read as what it was");
+}
+
 }  // namespace
 }  // namespace vmbusd::daemon
 
@@ -70,7 +79,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto lines = static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
   for (const ConfigProblem& problem : parsed.problems) check_problem(problem, lines);
   promise(parsed.problems.size() <= kProblemsMax, "problems are bounded");
-  if (parsed.problems.empty()) check_config(parsed.config);
+  if (parsed.problems.empty()) {
+    check_config(parsed.config);
+    check_text(parsed.config);
+  }
   const ParsedConfig one = parse_partition(text, "/etc/vmbusd");
   for (const ConfigProblem& problem : one.problems) {
     const std::string line = format_problem("f.json", problem);
@@ -79,6 +91,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (one.problems.empty()) {
     promise(one.config.partitions.size() == 1, "one partition comes");
     check_config(one.config);
+    check_text(one.config);
   }
   return 0;
 }

@@ -31,6 +31,8 @@ struct Route {
 constexpr std::array kRoutes = {
     Route{"GET", "/v1/version", &ControlApi::get_version},
     Route{"GET", "/metrics", &ControlApi::get_metrics},
+    Route{"GET", "/v1/config", &ControlApi::get_config},
+    Route{"GET", "/v1/config.toml", &ControlApi::get_config_text},
     Route{"GET", "/v1/partitions", &ControlApi::get_partitions},
     Route{"POST", "/v1/partitions", &ControlApi::add_partition},
     Route{"GET", "/v1/partitions/{partition}", &ControlApi::get_partition},
@@ -190,6 +192,22 @@ void ControlApi::get_metrics(Names, const HttpRequest&, Respond respond) {
   look_at_all([respond = std::move(respond)](const std::vector<PartitionSample>& samples) {
     respond({200, metrics_text(samples), "text/plain; version=0.0.4; charset=utf-8"});
   });
+}
+
+ConfigTable ControlApi::config() const {
+  ConfigTable table = to_table(own_);
+  for (const PartitionSupervisor* partition : partitions_.all()) {
+    if (!partition->stopping()) table["partition"].push_back(partition_table(*partition));
+  }
+  return table;
+}
+
+void ControlApi::get_config(Names, const HttpRequest&, Respond respond) {
+  respond({200, config().dump(-1, ' ', false, ConfigTable::error_handler_t::replace) + "\n"});
+}
+
+void ControlApi::get_config_text(Names, const HttpRequest&, Respond respond) {
+  respond({200, to_toml(config()), "application/toml"});
 }
 
 void ControlApi::get_partitions(Names, const HttpRequest&, Respond respond) {

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "daemon/config.h"
+#include "daemon/config_text.h"
 #include "daemon/http_server.h"
 #include "daemon/metrics.h"
 #include "daemon/partition_set.h"
@@ -26,9 +28,10 @@ class ControlApi {
   // Reads the configuration file again; what is wrong with it, a line each, or nothing.
   using Reload = std::function<std::vector<std::string>()>;
 
-  // Relative paths in requests are taken from `directory`.
-  ControlApi(PartitionSet& partitions, std::string directory, Reload reload)
-      : partitions_(partitions), directory_(std::move(directory)), reload_(std::move(reload)) {}
+  // Relative paths in requests are taken from `directory`. `own` is what the configuration says beside
+  // partitions.
+  ControlApi(PartitionSet& partitions, const Config& own, std::string directory, Reload reload)
+      : partitions_(partitions), own_(own), directory_(std::move(directory)), reload_(std::move(reload)) {}
 
   void handle(const HttpRequest& request, HttpServer::Respond respond);
 
@@ -38,6 +41,8 @@ class ControlApi {
   // One for each route.
   void get_version(Names names, const HttpRequest& request, Respond respond);
   void get_metrics(Names names, const HttpRequest& request, Respond respond);
+  void get_config(Names names, const HttpRequest& request, Respond respond);
+  void get_config_text(Names names, const HttpRequest& request, Respond respond);
   void get_partitions(Names names, const HttpRequest& request, Respond respond);
   void add_partition(Names names, const HttpRequest& request, Respond respond);
   void get_partition(Names names, const HttpRequest& request, Respond respond);
@@ -59,7 +64,10 @@ class ControlApi {
   // Asks all workers how their partitions are.
   void look_at_all(Looked done);
 
+  [[nodiscard]] ConfigTable config() const;
+
   PartitionSet& partitions_;
+  const Config& own_;
   std::string directory_;
   Reload reload_;
 };

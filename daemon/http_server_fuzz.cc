@@ -80,6 +80,12 @@ class Fixture {
     api_.handle(request, std::move(respond));
   }
 
+  static Config some_config() {
+    Config config;
+    config.control_socket = "/run/vmbusd/control.sock";
+    return config;
+  }
+
   // Lets the server work; false once it has closed the connection.
   bool take(int socket, std::string& answer) {
     context_.restart();
@@ -96,7 +102,9 @@ class Fixture {
   TemporaryDirectory directory_;
   boost::asio::io_context context_;
   PartitionSet partitions_{context_, LogLevel::kError, {[] {}, [] {}, [] {}}};
-  ControlApi api_{partitions_, "/etc/vmbusd", [] { return std::vector<std::string>{"it is unreadable"}; }};
+  Config own_ = some_config();
+  ControlApi api_{partitions_, own_, "/etc/vmbusd",
+                  [] { return std::vector<std::string>{"it is unreadable"}; }};
   std::unique_ptr<HttpServer> server_;
   std::size_t requests_ = 0;
 };

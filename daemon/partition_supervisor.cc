@@ -165,6 +165,7 @@ PartitionSupervisor::PartitionSupervisor(boost::asio::io_context& context, Parti
     nics_.push_back(std::make_unique<NicKeeper>(context_, config_.name, std::move(nic),
                                                 [this, index] { hand_over_backend(nics_[index]->nic()); }));
   }
+  config_.nics.clear();
 }
 
 PartitionSupervisor::~PartitionSupervisor() {

@@ -72,6 +72,7 @@ class PartitionSupervisor {
   [[nodiscard]] const NicKeeper& nic(std::size_t index) const { return *nics_[index]; }
   // "starting", "serving", "waiting" (to start a worker anew) or "stopping".
   [[nodiscard]] const char* state() const;
+  [[nodiscard]] bool stopping() const { return state_ == State::kStopping || state_ == State::kStopped; }
   [[nodiscard]] pid_t worker_pid() const { return worker_ ? worker_->pid() : 0; }  // 0: none
   [[nodiscard]] pid_t vmm_pid() const;                                             // 0: none attached
   [[nodiscard]] std::uint64_t worker_deaths() const { return worker_deaths_; }

@@ -168,6 +168,13 @@ Json partition_tree(const PartitionSupervisor& partition, const PartitionStatus*
   return tree;
 }
 
+ConfigTable partition_table(const PartitionSupervisor& partition) {
+  ConfigTable table = to_table(partition.config());
+  for (std::size_t i = 0; i < partition.nic_count(); ++i)
+    table["nic"].push_back(to_table(partition.nic(i).nic(), partition.nic(i).source()));
+  return table;
+}
+
 std::string shown(std::string_view text) {
   constexpr std::size_t kBytesMax = 80;
   std::string out;

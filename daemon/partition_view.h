@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "daemon/config_text.h"
 #include "daemon/partition_supervisor.h"
 
 namespace vmbusd::daemon {
@@ -15,6 +16,9 @@ namespace vmbusd::daemon {
 // That, and its devices down to their channels' rings.
 [[nodiscard]] nlohmann::json partition_tree(const PartitionSupervisor& partition,
                                             const PartitionStatus* status);
+
+// Its table of the configuration file, as it is now.
+[[nodiscard]] ConfigTable partition_table(const PartitionSupervisor& partition);
 
 // A client's text as it may stand in an answer.
 [[nodiscard]] std::string shown(std::string_view text);

@@ -78,12 +78,12 @@ class Supervisor {
         partitions_(context_, log_level,
                     {[this] { ready(); }, [this] { start_failed(); }, [this] { stopped(); },
                      [this] { notifier_.notify(status()); }}),
-        api_(partitions_, directory_of(config_path), [this] { return reload(); }) {}
+        api_(partitions_, config_, directory_of(config_path), [this] { return reload(); }) {}
 
   int run() {
     if (!prepare_sandbox()) return kExitRuntime;
     const bool listens = open_control_socket();
-    const bool all = partitions_.open(std::move(config_.partitions));
+    const bool all = partitions_.open(std::exchange(config_.partitions, {}));
     if (!all || !listens) return kExitRuntime;
     wait_for_signal();
     feed_watchdog();
@@ -211,7 +211,7 @@ class Supervisor {
   }
 
   boost::asio::io_context context_{1};
-  Config config_;
+  Config config_;  // its partitions are with partitions_
   std::string config_path_;
   boost::asio::signal_set signals_;
   boost::asio::steady_timer watchdog_timer_;

@@ -307,6 +307,12 @@ int run(int argc, char** argv) {
                                  [&](Control& control) { top(control, interval_s, rounds, json); });
   live->add_option("-d,--delay", interval_s, "seconds between two looks")->check(CLI::Range(0.1, 3600.0));
   live->add_option("-n,--rounds", rounds, "stop after so many; 0: never");
+  command("config", "print a configuration file that says what vmbusd serves now",
+          [&](Control& control) {
+            fmt::print("{}", control.ask("GET", json ? "/v1/config" : "/v1/config.toml"));
+          })
+      ->require_subcommand(1)
+      ->add_subcommand("dump", "print it: vmbusd.toml(5), or with --json the same as an object");
   command("metrics", "print the counters as Prometheus reads them",
           [](Control& control) { fmt::print("{}", control.ask("GET", "/metrics")); });
   command("add", "add a partition, given as KEY=VALUE...",

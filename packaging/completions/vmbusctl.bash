@@ -16,7 +16,7 @@ _vmbusctl_nics() {
 
 _vmbusctl() {
   local word="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}" command="" place=0 i
-  local commands="status inspect top metrics add remove shutdown freeze thaw key link log-level reload"
+  local commands="status inspect top config metrics add remove upgrade shutdown freeze thaw key link log-level reload"
   case "$previous" in
     -s | --socket)
       mapfile -t COMPREPLY < <(compgen -f -- "$word")
@@ -46,7 +46,8 @@ _vmbusctl() {
   else
     case "$command:$place" in
       :0) choices="$commands" ;;
-      inspect:0 | remove:0 | shutdown:0 | freeze:0 | thaw:0 | key:0) choices="$(_vmbusctl_partitions)" ;;
+      config:0) choices="dump" ;;
+      inspect:0 | remove:0 | upgrade:0 | shutdown:0 | freeze:0 | thaw:0 | key:0) choices="$(_vmbusctl_partitions)" ;;
       link:0) choices="$(_vmbusctl_nics)" ;;
       link:1) choices="up down" ;;
       log-level:0) choices="debug info warning error" ;;

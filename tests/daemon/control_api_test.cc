@@ -143,6 +143,37 @@ TEST_CASE("every operation answers its example as described", "[daemon][api]") {
   }
 }
 
+TEST_CASE("a daemon that is started from the configuration's dump serves the same", "[daemon][api]") {
+  const TemporaryDirectory directory;
+  std::ofstream(directory.path("d.img")) << std::string(guest::kImageBytes, 'i');
+  const auto dump = [&] { return ask(directory.path("control.sock"), "GET", "/v1/config.toml").body; };
+  std::string text;
+  {
+    RunningDaemon daemon(directory, std::string("control_socket = 'control.sock'\n") + kDemo);
+    REQUIRE(daemon.wait_until_ready());
+    REQUIRE(
+        ask(directory.path("control.sock"), "POST", "/v1/partitions",
+            R"({"name": "late", "socket": "late.sock", "scsi": [{"name": "s", "disk": [{"lun": 3, "backend":
+                "null", "size": "1G"}]}], "nic": [{"name": "n", "backend": "null"}]})")
+            .status == 201);
+    text = dump();
+    daemon.signal(SIGTERM);
+    REQUIRE(daemon.wait() == 0);
+  }
+  INFO(text);
+  CHECK(text.find("name = \"late\"") != std::string::npos);
+  const std::string path = directory.path("dump.toml");
+  std::ofstream(path) << text;
+  CHECK(run_vmbusd({"--check-config", "--config", path}).status == 0);
+
+  RunningDaemon again(directory, text);
+  REQUIRE(again.wait_until_ready());
+  CHECK(dump() == text);
+  CHECK(ask(directory.path("control.sock"), "POST", "/v1/reload").status == 204);
+  CHECK(again.log().find("has changed in the configuration file") == std::string::npos);
+  CHECK(dump() == text);
+}
+
 TEST_CASE("what is not described is refused", "[daemon][api]") {
   const Host host;
   struct Case {

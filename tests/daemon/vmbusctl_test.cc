@@ -37,6 +37,9 @@ TEST_CASE("an operator looks and changes", "[daemon][vmbusctl]") {
             .status == 0);
   CHECK(run({"inspect", "g2/s/disks/0/backend"}).output == "null\n");
   CHECK(run({"top", "-n", "1", "-d", "0.1"}).output.starts_with("CHANNEL"));
+  CHECK(run({"config", "dump"}).output.find("[[partition.scsi.disk]]") != std::string::npos);
+  CHECK(nlohmann::json::parse(run({"config", "dump", "--json"}).output)["partition"].size() == 2);
+  CHECK(run({"config"}).status == 2);
   CHECK(run({"metrics"}).output.find("vmbusd_partition_serving{partition=\"g2\"} 1") != std::string::npos);
   CHECK(run({"remove", "g2"}).status == 0);
 
