@@ -35,6 +35,7 @@ constexpr const char* kReport = "report";
 constexpr const char* kReady = "ready";
 constexpr const char* kConnectionEnded = "connection-ended";
 constexpr const char* kBackendLost = "backend-lost";
+constexpr const char* kChannel = "channel";
 
 // The descriptors beside a command, taken in the order in which its text mentions them.
 class FdQueue {
@@ -205,6 +206,7 @@ std::optional<Report> read_report(ObjectReader& object, FdQueue& fds) {
   if (what == kReady) return ReadyReport{};
   if (what == kConnectionEnded) return ConnectionEndedReport{};
   if (what == kBackendLost) return BackendLostReport{object.text("nic")};
+  if (what == kChannel) return ChannelReport{object.shown_text("device"), object.boolean("open")};
   if (what == kStatus) return StatusReport{object.integer("id", 0, UINT32_MAX)};
   if (what == kGuest) {
     const std::uint32_t id = object.integer("id", 0, UINT32_MAX);
@@ -375,6 +377,9 @@ std::string encode(const Report& report) {
                  },
                  [](const BackendLostReport& lost) {
                    return dump({{kReport, kBackendLost}, {"nic", lost.nic}});
+                 },
+                 [](const ChannelReport& channel) {
+                   return dump({{kReport, kChannel}, {"device", channel.device}, {"open", channel.open}});
                  },
                  [](const StatusReport& status) {
                    return dump({{kReport, kStatus}, {"id", status.id}});

@@ -14,6 +14,7 @@
 //                        worker
 //                        <------------    TakenUp: a Connection that was taken up is served
 //                        <------------    BackendLost: a NIC's TAP or peer is gone
+//                        <------------    Channel: the guest opened or closed a device
 //   ChangeNic + queue fds ----------->    at any time: its link, or what was opened in place of that
 //                        <------------    ConnectionEnded: nothing of it is in use any more
 //   Status + 1 memfd     ------------>    at any time after Start
@@ -127,6 +128,12 @@ struct BackendLostReport {
   std::string nic;  // netvsp::NicConfig::name
 };
 
+// A device's primary channel.
+struct ChannelReport {
+  std::string device;  // without the partition's name
+  bool open = false;
+};
+
 struct StatusReport {
   std::uint32_t id = 0;
 };
@@ -150,8 +157,9 @@ struct GuestReport {
   std::string problem;  // empty: it is done
 };
 
-using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, StatusReport, GuestReport,
-                            KeepFdReport, DropFdReport, TakenUpReport, StaysReport>;
+using Report =
+    std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, ChannelReport, StatusReport,
+                 GuestReport, KeepFdReport, DropFdReport, TakenUpReport, StaysReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const SandboxConfig& sandbox);

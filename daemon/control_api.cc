@@ -1,10 +1,14 @@
 #include "daemon/control_api.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <chrono>
+#include <ctime>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -33,6 +37,8 @@ constexpr std::array kRoutes = {
     Route{"GET", "/metrics", &ControlApi::get_metrics},
     Route{"GET", "/v1/config", &ControlApi::get_config},
     Route{"GET", "/v1/config.toml", &ControlApi::get_config_text},
+    Route{"GET", "/v1/events", &ControlApi::get_events},
+    Route{"GET", "/v1/events/{after}", &ControlApi::await_events},
     Route{"GET", "/v1/partitions", &ControlApi::get_partitions},
     Route{"POST", "/v1/partitions", &ControlApi::add_partition},
     Route{"GET", "/v1/partitions/{partition}", &ControlApi::get_partition},
@@ -132,6 +138,23 @@ OneText read_one_text(const std::string& body, const std::string& key) {
   return {"", fmt::format("{}: is missing", key)};
 }
 
+Json to_json(const EventLog::Page& page) {
+  Json events = Json::array();
+  for (const Event& event : page.events) {
+    const auto since_epoch =
+        std::chrono::duration_cast<std::chrono::milliseconds>(event.time.time_since_epoch());
+    const std::time_t seconds = since_epoch.count() / 1000;
+    events.push_back({{"number", event.number},
+                      {"time", fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", fmt::gmtime(seconds),
+                                           since_epoch.count() % 1000)},
+                      {"event", kEventNames[static_cast<std::size_t>(event.kind)]},
+                      {"partition", event.partition},
+                      {"device", event.device},
+                      {"text", event.text}});
+  }
+  return {{"events", std::move(events)}, {"last", page.last}, {"missed", page.missed}};
+}
+
 }  // namespace
 
 std::vector<ApiRoute> api_routes() {
@@ -208,6 +231,21 @@ void ControlApi::get_config(Names, const HttpRequest&, Respond respond) {
 
 void ControlApi::get_config_text(Names, const HttpRequest&, Respond respond) {
   respond({200, to_toml(config()), "application/toml"});
+}
+
+void ControlApi::get_events(Names, const HttpRequest&, Respond respond) {
+  respond(ok(to_json(events_.after(0))));
+}
+
+void ControlApi::await_events(Names names, const HttpRequest&, Respond respond) {
+  std::uint64_t number = 0;
+  const char* const end = names[0].data() + names[0].size();
+  const auto [parsed, error] = std::from_chars(names[0].data(), end, number);
+  if (error != std::errc() || parsed != end)
+    return respond(failure(422, fmt::format("{} is no event's number", shown(names[0]))));
+  const bool taken =
+      events_.wait_for(number, [respond](const EventLog::Page& page) { respond(ok(to_json(page))); });
+  if (!taken) respond(failure(429, fmt::format("{} clients wait for events already", EventLog::kWaitersMax)));
 }
 
 void ControlApi::get_partitions(Names, const HttpRequest&, Respond respond) {

@@ -9,6 +9,7 @@
 
 #include "daemon/config.h"
 #include "daemon/config_text.h"
+#include "daemon/event_log.h"
 #include "daemon/http_server.h"
 #include "daemon/metrics.h"
 #include "daemon/partition_set.h"
@@ -30,8 +31,13 @@ class ControlApi {
 
   // Relative paths in requests are taken from `directory`. `own` is what the configuration says beside
   // partitions.
-  ControlApi(PartitionSet& partitions, const Config& own, std::string directory, Reload reload)
-      : partitions_(partitions), own_(own), directory_(std::move(directory)), reload_(std::move(reload)) {}
+  ControlApi(PartitionSet& partitions, EventLog& events, const Config& own, std::string directory,
+             Reload reload)
+      : partitions_(partitions),
+        events_(events),
+        own_(own),
+        directory_(std::move(directory)),
+        reload_(std::move(reload)) {}
 
   void handle(const HttpRequest& request, HttpServer::Respond respond);
 
@@ -43,6 +49,8 @@ class ControlApi {
   void get_metrics(Names names, const HttpRequest& request, Respond respond);
   void get_config(Names names, const HttpRequest& request, Respond respond);
   void get_config_text(Names names, const HttpRequest& request, Respond respond);
+  void get_events(Names names, const HttpRequest& request, Respond respond);
+  void await_events(Names names, const HttpRequest& request, Respond respond);
   void get_partitions(Names names, const HttpRequest& request, Respond respond);
   void add_partition(Names names, const HttpRequest& request, Respond respond);
   void get_partition(Names names, const HttpRequest& request, Respond respond);
@@ -67,6 +75,7 @@ class ControlApi {
   [[nodiscard]] ConfigTable config() const;
 
   PartitionSet& partitions_;
+  EventLog& events_;
   const Config& own_;
   std::string directory_;
   Reload reload_;

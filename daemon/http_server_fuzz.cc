@@ -101,9 +101,10 @@ class Fixture {
 
   TemporaryDirectory directory_;
   boost::asio::io_context context_;
-  PartitionSet partitions_{context_, LogLevel::kError, {[] {}, [] {}, [] {}}};
+  EventLog events_{context_, std::chrono::milliseconds(0)};
+  PartitionSet partitions_{context_, LogLevel::kError, events_, {[] {}, [] {}, [] {}}};
   Config own_ = some_config();
-  ControlApi api_{partitions_, own_, "/etc/vmbusd",
+  ControlApi api_{partitions_, events_, own_, "/etc/vmbusd",
                   [] { return std::vector<std::string>{"it is unreadable"}; }};
   std::unique_ptr<HttpServer> server_;
   std::size_t requests_ = 0;

@@ -23,6 +23,10 @@ PartitionSet::Entry& PartitionSet::insert(PartitionConfig config, bool from_file
   events.failed = [this, &entry] { failed(entry); };
   // Once more through the queue, so that what was queued for the partition before finds it still there.
   events.stopped = [this, &entry] { boost::asio::post(context_, [this, &entry] { left(entry); }); };
+  const std::string name = config.name;
+  events.noted = [this, name](EventKind kind, const std::string& device, std::string text) {
+    event_log_.add(kind, name, device, std::move(text));
+  };
   entry.partition = std::make_unique<PartitionSupervisor>(context_, std::move(config), sandbox_, log_level_,
                                                           std::move(events));
   return entry;
@@ -41,13 +45,21 @@ void PartitionSet::start() {
   if (awaited_ == 0) boost::asio::post(context_, events_.ready);
   for (const auto& entry : entries_) {
     entry->awaited = true;
-    entry->partition->start();
+    start(*entry);
   }
+}
+
+void PartitionSet::start(Entry& entry) {
+  event_log_.add(EventKind::kPartitionAdded, entry.partition->config().name, "", "");
+  entry.partition->start();
 }
 
 void PartitionSet::add(PartitionConfig config, Done done) {
   if (stopping_) return done("vmbusd is stopping");
-  if (std::string problem = conflict(config); !problem.empty()) return done(problem);
+  if (std::string problem = conflict(config); !problem.empty()) {
+    if (entries_.size() >= kPartitionsMax) event_log_.add(EventKind::kLimitReached, config.name, "", problem);
+    return done(problem);
+  }
   Entry& entry = insert(std::move(config), false);
   const std::vector<std::string> problems = entry.partition->open();
   if (!problems.empty()) {
@@ -55,7 +67,7 @@ void PartitionSet::add(PartitionConfig config, Done done) {
     return done(fmt::format("{}", fmt::join(problems, "; ")));
   }
   entry.started = std::move(done);
-  entry.partition->start();
+  start(entry);
   events_.changed();
 }
 
@@ -100,7 +112,7 @@ void PartitionSet::reload(std::vector<PartitionConfig> partitions) {
       entries_.pop_back();
       continue;
     }
-    entry.partition->start();
+    start(entry);
   }
   events_.changed();
 }
@@ -185,6 +197,7 @@ void PartitionSet::left(Entry& entry) {
   stopped_badly_ = stopped_badly_ || entry.partition->stopped_badly();
   const std::string name = entry.partition->config().name;
   if (!stopping_) entry.partition->log().info("removed");
+  event_log_.add(EventKind::kPartitionRemoved, name, "", "");
   no_longer_awaited(entry);
   const auto found =
       std::find_if(entries_.begin(), entries_.end(), [&](const auto& each) { return each.get() == &entry; });

@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "daemon/config.h"
+#include "daemon/event_log.h"
 #include "daemon/partition_supervisor.h"
 
 namespace vmbusd::daemon {
@@ -27,8 +28,9 @@ class PartitionSet {
   // What came of it: empty, or why it was not done.
   using Done = std::function<void(const std::string& problem)>;
 
-  PartitionSet(boost::asio::io_context& context, LogLevel log_level, Events events)
-      : context_(context), log_level_(log_level), events_(std::move(events)) {}
+  // What happens to the partitions is noted in `event_log`.
+  PartitionSet(boost::asio::io_context& context, LogLevel log_level, EventLog& event_log, Events events)
+      : context_(context), log_level_(log_level), event_log_(event_log), events_(std::move(events)) {}
 
   // Of the workers that start from here on.
   void set_sandbox(const SandboxConfig& sandbox) { sandbox_ = sandbox; }
@@ -72,6 +74,7 @@ class PartitionSet {
   Entry& insert(PartitionConfig config, bool from_file);
   [[nodiscard]] Entry* entry_of(const std::string& name);
   [[nodiscard]] std::string conflict(const PartitionConfig& config) const;
+  void start(Entry& entry);
   void no_longer_awaited(Entry& entry);
   void served(Entry& entry);
   void failed(Entry& entry);
@@ -80,6 +83,7 @@ class PartitionSet {
 
   boost::asio::io_context& context_;
   LogLevel log_level_;
+  EventLog& event_log_;
   Events events_;
   SandboxConfig sandbox_;
   std::vector<std::unique_ptr<Entry>> entries_;

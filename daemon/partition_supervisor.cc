@@ -209,6 +209,13 @@ void PartitionSupervisor::start() {
   wait_for_vmm();
 }
 
+void PartitionSupervisor::note(EventKind kind, std::string text, const std::string& device) {
+  std::uint32_t dropped = 0;
+  const bool granted = event_budget_.take(dropped);
+  if (dropped != 0) events_.noted(EventKind::kEventsDropped, "", std::to_string(dropped));
+  if (granted) events_.noted(kind, device, std::move(text));
+}
+
 void PartitionSupervisor::spawn() {
   WorkerProcess::Events events;
   events.report = [this](Report& report) { this->report(report); };
@@ -287,6 +294,10 @@ void PartitionSupervisor::report(Report& report) {
                           end_upgrade("the connection ended; the log says why");
                         },
                         [this](const BackendLostReport& lost) { backend_lost(lost.nic); },
+                        [this](const ChannelReport& channel) {
+                          note(channel.open ? EventKind::kChannelOpened : EventKind::kChannelClosed, "",
+                               channel.device);
+                        },
                         [this](const StatusReport& status) { status_ready(status); },
                         [this](const GuestReport& guest) { end_ask(guest.id, guest.problem); },
                         [this](KeepFdReport& keep) { keep_fd(keep); },
@@ -298,8 +309,11 @@ void PartitionSupervisor::report(Report& report) {
                         [this](const TakenUpReport&) {
                           end_upgrade("");
                           const auto took = std::chrono::steady_clock::now() - died_at_;
-                          log_.info("the guest goes on after {} ms",
-                                    std::chrono::duration_cast<std::chrono::milliseconds>(took).count());
+                          const std::string after = fmt::format(
+                              "after {} ms",
+                              std::chrono::duration_cast<std::chrono::milliseconds>(took).count());
+                          log_.info("the guest goes on {}", after);
+                          note(EventKind::kGuestTakenUp, after);
                         }},
              report);
   if (state_ == State::kServing && !attached_ && next_) hand_over(std::move(next_));
@@ -310,6 +324,7 @@ void PartitionSupervisor::worker_ready() {
   state_ = State::kServing;
   serving_since_ = std::chrono::steady_clock::now();
   log_.info("serving on {} (worker process {})", config_.socket, worker_->pid());
+  note(EventKind::kWorkerServing, fmt::format("process {}", worker_->pid()));
   if (attached_) {  // by a worker process that died
     for (const auto& [key, fd] : kept_fds_) worker_->send(encode_kept_fd(key, fd.get()));
     worker_->send(encode_connection(attached_.get(), true));
@@ -323,11 +338,14 @@ void PartitionSupervisor::worker_ready() {
 
 void PartitionSupervisor::backend_lost(const std::string& nic) {
   for (const auto& each : nics_) {
-    if (each->nic().name == nic) each->lost();
+    if (each->nic().name != nic) continue;
+    note(EventKind::kBackendLost, "", nic);
+    each->lost();
   }
 }
 
 void PartitionSupervisor::hand_over_backend(const netvsp::NicConfig& nic) {
+  note(EventKind::kBackendRestored, "", nic.name);
   // A worker that is yet to come gets it with the NIC.
   if (worker_) worker_->send(encode_change_nic(nic.name, std::nullopt, nic.fds));
 }
@@ -359,6 +377,7 @@ void PartitionSupervisor::worker_died(int wait_status) {
   if (state_ == State::kStarting) program_ = kOwnProgram;
   end_upgrade("the worker process ended; the log says why");
   ++worker_deaths_;
+  note(EventKind::kWorkerDied, fmt::format("process {} {}", pid, describe_wait_status(wait_status)));
   log_.error("worker process {} ended unexpectedly: {}{}", pid, describe_wait_status(wait_status),
              taken_up       ? "; another takes up its guest"
              : was_attached ? "; its VMM has lost its devices and must attach again"
@@ -383,6 +402,7 @@ bool PartitionSupervisor::can_be_taken_up() {
   deaths_.push_back(now);
   if (deaths_.size() > kDeathsMax) deaths_.pop_front();
   const bool too_often = deaths_.size() == kDeathsMax && now - deaths_.front() < kDeathsTime;
+  if (too_often && attached_) note(EventKind::kLimitReached, "worker processes die too often to be followed");
   return attached_ && !hung_up(attached_) && was_ready_ && recovery_file_ && images_lent_ && !too_often &&
          (state_ == State::kServing || state_ == State::kStarting);
 }
@@ -417,6 +437,7 @@ void PartitionSupervisor::keep_fd(KeepFdReport& report) {
 }
 
 void PartitionSupervisor::forget_connection() {
+  if (attached_) note(EventKind::kVmmDetached, "");
   attached_.reset();
   kept_fds_.clear();
 }
@@ -523,6 +544,7 @@ bool PartitionSupervisor::set_link(const std::string& nic, bool up) {
     links_off_.insert(nic);
   }
   log_.info("{}: link switched {}", nic, up ? "on" : "off");
+  note(EventKind::kLinkSwitched, up ? "up" : "down", nic);
   if (worker_) worker_->send(encode_change_nic(nic, up, {}));
   return true;
 }
@@ -590,6 +612,7 @@ void PartitionSupervisor::accept_vmms() {
     if (errno == EAGAIN) break;
     // Out of descriptors or memory: the connection stays pending, so waiting for readiness would spin.
     log_.error("cannot accept a VMM's connection: {}", std::strerror(errno));
+    note(EventKind::kLimitReached, fmt::format("cannot accept a VMM's connection: {}", std::strerror(errno)));
     accept_pause_.expires_after(1s);
     accept_pause_.async_wait([this](error_code error) {
       if (!error) wait_for_vmm();
@@ -609,6 +632,7 @@ void PartitionSupervisor::take_vmm(UniqueFd socket) {
 
 void PartitionSupervisor::hand_over(UniqueFd socket) {
   log_.info("VMM attaches: {}", peer_of(socket));
+  note(EventKind::kVmmAttached, peer_of(socket));
   attached_ = std::move(socket);
   worker_->send(encode_connection(attached_.get(), false));
 }
@@ -616,6 +640,7 @@ void PartitionSupervisor::hand_over(UniqueFd socket) {
 void PartitionSupervisor::refuse(UniqueFd socket) {
   const std::string holder = peer_of(next_ ? next_ : attached_);
   log_.guest("refused {}: {} is attached", peer_of(socket), holder);
+  note(EventKind::kVmmRefused, fmt::format("{}: {} is attached", peer_of(socket), holder));
   if (*refusals_ >= kRefusalsMax) return;
   std::make_shared<Refusal>(context_, std::move(socket),
                             fmt::format("partition {} is in use by another VMM: {}", config_.name, holder),

@@ -17,6 +17,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "daemon/config.h"
+#include "daemon/event_log.h"
 #include "daemon/nic_keeper.h"
 #include "daemon/partition_status.h"
 #include "daemon/sandbox.h"
@@ -39,6 +40,9 @@ class PartitionSupervisor {
     std::function<void()> ready;    // the first worker serves
     std::function<void()> failed;   // no worker came up at the start; the reason is logged
     std::function<void()> stopped;  // after stop(): the worker is gone
+    // What clients may want to know. `device` is empty where it is the partition.
+    std::function<void(EventKind kind, const std::string& device, std::string text)> noted =
+        [](EventKind, const std::string&, const std::string&) {};
   };
 
   PartitionSupervisor(boost::asio::io_context& context, PartitionConfig config, const SandboxConfig& sandbox,
@@ -91,7 +95,10 @@ class PartitionSupervisor {
     kStopped,
   };
   class Refusal;
+  // A VMM that comes and goes, or a worker that a guest has taken over, is not to push others' out.
+  static constexpr std::uint32_t kEventsPerSecond = 50;
 
+  void note(EventKind kind, std::string text, const std::string& device = {});
   void spawn();
   void report(Report& report);
   void worker_ready();
@@ -123,6 +130,7 @@ class PartitionSupervisor {
   LogLevel log_level_;
   Events events_;
   LogScope log_;
+  LineBudget event_budget_{kEventsPerSecond};
   State state_ = State::kNew;
   bool was_ready_ = false;
   bool stopped_badly_ = false;

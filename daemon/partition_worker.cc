@@ -100,6 +100,7 @@ class PartitionWorker {
   // A guest that opens or closes something is done with it soon.
   static constexpr int kLeaveTries = 50;
   static constexpr std::chrono::milliseconds kLeaveInterval{20};
+  static constexpr std::uint32_t kChannelReportsPerSecond = 100;
   static constexpr std::chrono::seconds kThawTime{3};  // for the guest to answer when vmbusd stops
 
   void read_commands() {
@@ -241,7 +242,6 @@ class PartitionWorker {
     PartitionStatus status;
     status.attached = bus_ != nullptr;
     status.bus = std::move(bus);
-    const auto own_name = [this](const std::string& name) { return name.substr(log().subject().size() + 1); };
     for (devices::ChannelStatus& channel : status.bus.channels) channel.device = own_name(channel.device);
     for (const auto& device : devices_) {
       DeviceStatus& told = status.devices.emplace_back();
@@ -298,6 +298,10 @@ class PartitionWorker {
       config.drop_fd = [this](partition::FdKey key) { report(DropFdReport{key}); };
       config.recovered = [this] { report(TakenUpReport{}); };
     }
+    config.primary_changed = [this](const std::string& device, bool open) {
+      std::uint32_t dropped = 0;  // shows in the supervisor, whose bound is lower
+      if (!stopping_ && channel_budget_.take(dropped)) report(ChannelReport{own_name(device), open});
+    };
     bus_ = std::make_unique<devices::Bus>(std::move(config), control_, std::move(connection.socket), [this] {
       // The bus cannot be destroyed inside its own call.
       control_.post([this] { disconnected(); });
@@ -305,6 +309,10 @@ class PartitionWorker {
     if (!connection.take_up) return bus_->start();
     if (recovery_ == nullptr) return bus_->shut_down();
     bus_->recover(std::exchange(kept_fds_, {}));
+  }
+
+  [[nodiscard]] std::string own_name(const std::string& device) const {
+    return device.substr(log().subject().size() + 1);
   }
 
   // Has another process go on: this one ends without a word to the VMM.
@@ -401,6 +409,7 @@ class PartitionWorker {
   std::unique_ptr<devices::RecoveryArea> recovery_;
   devices::Bus::KeptFds kept_fds_;  // for the connection that is taken up
   std::unique_ptr<devices::Bus> bus_;
+  LineBudget channel_budget_{kChannelReportsPerSecond};
   StatusCommand asked_;  // without a file: nobody asks
   bool ready_ = false;
   bool stopping_ = false;

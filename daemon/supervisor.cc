@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "daemon/control_api.h"
+#include "daemon/event_log.h"
 #include "daemon/http_server.h"
 #include "daemon/options.h"
 #include "daemon/partition_set.h"
@@ -75,10 +76,11 @@ class Supervisor {
         config_path_(config_path),
         signals_(context_),
         watchdog_timer_(context_),
-        partitions_(context_, log_level,
+        events_(context_),
+        partitions_(context_, log_level, events_,
                     {[this] { ready(); }, [this] { start_failed(); }, [this] { stopped(); },
                      [this] { notifier_.notify(status()); }}),
-        api_(partitions_, config_, directory_of(config_path), [this] { return reload(); }) {}
+        api_(partitions_, events_, config_, directory_of(config_path), [this] { return reload(); }) {}
 
   int run() {
     if (!prepare_sandbox()) return kExitRuntime;
@@ -216,6 +218,7 @@ class Supervisor {
   boost::asio::signal_set signals_;
   boost::asio::steady_timer watchdog_timer_;
   ServiceNotifier notifier_;
+  EventLog events_;
   PartitionSet partitions_;
   ControlApi api_;
   std::unique_ptr<HttpServer> server_;

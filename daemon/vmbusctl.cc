@@ -260,6 +260,32 @@ void top(Control& control, double interval_s, std::uint32_t rounds, bool json) {
   }
 }
 
+void print_events(const Json& page, bool json) {
+  if (const auto missed = page["missed"].get<std::uint64_t>(); missed != 0 && !json) {
+    fmt::print("{} events are not kept any more\n", missed);
+  }
+  for (const Json& event : page["events"]) {
+    if (json) {
+      fmt::print("{}\n", event.dump());
+      continue;
+    }
+    const auto device = event["device"].get<std::string>();
+    const std::string text = text_of(event["text"]);
+    fmt::print("{} {}{}{} {}{}{}\n", text_of(event["time"]), text_of(event["partition"]),
+               device.empty() ? "" : "/", device, text_of(event["event"]), text.empty() ? "" : ": ", text);
+  }
+  std::fflush(stdout);
+}
+
+void show_events(Control& control, bool follow, bool json) {
+  Json page = control.get("/v1/events");
+  print_events(page, json);
+  while (follow) {
+    page = control.get(fmt::format("/v1/events/{}", page["last"].get<std::uint64_t>()));
+    print_events(page, json);
+  }
+}
+
 Json partition_of(const std::vector<std::string>& words) {
   KeyValues parsed = parse_key_values(words);
   if (!parsed.problem.empty()) throw Failure{kExitUsage, parsed.problem};
@@ -290,6 +316,7 @@ int run(int argc, char** argv) {
   bool hibernate = false;
   std::uint32_t timeout_s = 30;
   bool forget = false;
+  bool follow = false;
   CLI::Option* has_value = nullptr;
   std::map<CLI::App*, std::function<void(Control&)>> commands;
   const auto command = [&](const char* word, const char* help, std::function<void(Control&)> action) {
@@ -307,6 +334,9 @@ int run(int argc, char** argv) {
                                  [&](Control& control) { top(control, interval_s, rounds, json); });
   live->add_option("-d,--delay", interval_s, "seconds between two looks")->check(CLI::Range(0.1, 3600.0));
   live->add_option("-n,--rounds", rounds, "stop after so many; 0: never");
+  command("events", "print what has happened to partitions", [&](Control& control) {
+    show_events(control, follow, json);
+  })->add_flag("-f,--follow", follow, "and what happens from now on, until interrupted");
   command("config", "print a configuration file that says what vmbusd serves now",
           [&](Control& control) {
             fmt::print("{}", control.ask("GET", json ? "/v1/config" : "/v1/config.toml"));

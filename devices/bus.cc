@@ -268,6 +268,7 @@ void Bus::open_channel(vmbus::Relid relid, const vmbus::OpenRequest& request) {
   open.name = offered_.at(relid).device->name();
   open.channel = std::move(*channel);
   open.connection_id = request.connection_id;
+  open.primary = offered_.at(relid).sub_channel_index == 0;
   const int doorbell = open.channel->doorbell();
   VMBUSD_ASSERT(channels_.emplace(relid, std::move(open)).second);
   keep_fd(partition::doorbell_fd_key(relid), doorbell);
@@ -316,6 +317,8 @@ void Bus::channel_started(vmbus::Relid relid, const Result<void>& result) {
     return;
   }
   open.phase = OpenChannel::Phase::kOpen;
+  open.was_open = true;
+  if (!recovering_) tell_of_primary(open, true);
   if (open.close_wanted) {
     stop_channel(relid);
     return;
@@ -323,6 +326,10 @@ void Bus::channel_started(vmbus::Relid relid, const Result<void>& result) {
   if (!recovering_) log_.guest_info("{} opened, channel {}", open.name, relid);
   server_->open_done(relid, 0);
   if (recovering_) recovered_channel(relid);
+}
+
+void Bus::tell_of_primary(const OpenChannel& channel, bool open) {
+  if (channel.primary && config_.primary_changed) config_.primary_changed(channel.name, open);
 }
 
 void Bus::close_channel(vmbus::Relid relid) {
@@ -359,6 +366,7 @@ void Bus::channel_closed(vmbus::Relid relid) {
   OpenChannel& open = closed.mapped();
   const bool was_closed = open.close_wanted;
   const std::uint32_t status = open.status;
+  if (open.was_open) tell_of_primary(open, false);
   open.channel.reset();
   drop_fd(partition::doorbell_fd_key(relid));
   paused_.erase(relid);

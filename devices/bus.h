@@ -45,6 +45,8 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
     std::function<void(partition::FdKey, int fd)> keep_fd{};
     std::function<void(partition::FdKey)> drop_fd{};
     std::function<void()> recovered{};  // recover() has come to its end
+    // A device's primary channel was opened or closed by its guest; not where it was taken up.
+    std::function<void(const std::string& device, bool open)> primary_changed{};
   };
   using KeptFds = std::map<partition::FdKey, UniqueFd>;
 
@@ -91,6 +93,8 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
     std::uint32_t connection_id;
     Phase phase = Phase::kAttaching;
     bool close_wanted = false;
+    bool primary = false;
+    bool was_open = false;
     std::uint32_t status = 0;            // why opening failed
     std::set<vmbus::GpadlId> releasing;  // asked of the handler and not answered
   };
@@ -147,6 +151,7 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   [[nodiscard]] Result<std::unique_ptr<Channel>> make_channel(vmbus::Relid relid,
                                                               const vmbus::OpenRequest& request);
   void doorbell_attached(vmbus::Relid relid, const Result<void>& result);
+  void tell_of_primary(const OpenChannel& channel, bool open);
   void channel_started(vmbus::Relid relid, const Result<void>& result);
   void stop_channel(vmbus::Relid relid);
   void detach_doorbell(vmbus::Relid relid);

@@ -16,7 +16,7 @@ _vmbusctl_nics() {
 
 _vmbusctl() {
   local word="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}" command="" place=0 i
-  local commands="status inspect top config metrics add remove upgrade shutdown freeze thaw key link log-level reload"
+  local commands="status inspect top events config metrics add remove upgrade shutdown freeze thaw key link log-level reload"
   case "$previous" in
     -s | --socket)
       mapfile -t COMPREPLY < <(compgen -f -- "$word")
@@ -40,6 +40,7 @@ _vmbusctl() {
   if [[ "$word" == -* ]]; then
     choices="--socket --json --help --version"
     [ "$command" = top ] && choices+=" --delay --rounds"
+    [ "$command" = events ] && choices+=" --follow"
     [ "$command" = shutdown ] && choices+=" --reboot --hibernate"
     [ "$command" = freeze ] && choices+=" --timeout"
     [ "$command" = key ] && choices+=" --delete"

@@ -155,6 +155,9 @@ TEST_CASE("reports arrive as they were sent", "[daemon]") {
   CHECK(std::holds_alternative<ReadyReport>(reported(ReadyReport{})));
   CHECK(std::holds_alternative<ConnectionEndedReport>(reported(ConnectionEndedReport{})));
   CHECK(std::get<BackendLostReport>(reported(BackendLostReport{"nic0"})).nic == "nic0");
+  const auto channel = std::get<ChannelReport>(reported(ChannelReport{"scsi0\n", true}));
+  CHECK(channel.device == "scsi0?");
+  CHECK(channel.open);
   const auto guest = std::get<GuestReport>(reported(GuestReport{7, "it refuses\x1b[2J"}));
   CHECK(guest.id == 7);
   CHECK(guest.problem == "it refuses?[2J");
@@ -177,6 +180,8 @@ TEST_CASE("anything else is no command and no report", "[daemon]") {
                            R"({"report":"happy"})",
                            R"({"report":"backend-lost"})",
                            R"({"report":"backend-lost","nic":1})",
+                           R"({"report":"channel","device":"scsi0"})",
+                           R"({"report":"channel","device":"scsi0","open":1})",
                            R"({"do":"change-nic","nic":"n","fds":0})",
                            R"({"do":"change-nic","nic":"n","link":1,"fds":0})",
                            R"({"do":"change-nic","nic":"n","link":true,"fds":1})",

@@ -15,6 +15,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/catch.h"
@@ -174,6 +175,52 @@ TEST_CASE("a daemon that is started from the configuration's dump serves the sam
   CHECK(dump() == text);
 }
 
+std::vector<std::string> events_after(const Host& host, std::uint64_t number) {
+  std::vector<std::string> told;
+  const Json page = host.get("/v1/events/" + std::to_string(number));
+  for (const Json& event : page["events"]) {
+    const auto device = event["device"].get<std::string>();
+    told.push_back(event["event"].get<std::string>() + (device.empty() ? "" : " ") + device);
+  }
+  return told;
+}
+
+TEST_CASE("clients can follow what happens", "[daemon][api]") {
+  Host host;
+  const auto named = described()["components"]["schemas"]["Event"]["properties"]["event"]["enum"];
+  CHECK(std::vector<std::string>(named.begin(), named.end()) ==
+        std::vector<std::string>(kEventNames.begin(), kEventNames.end()));
+  CHECK(events_after(host, 0) == std::vector<std::string>{"partition-added", "worker-serving"});
+  const auto has = [&](const std::string& event, std::size_t count = 1) {
+    return eventually([&] {
+      const std::vector<std::string> all = events_after(host, 0);
+      return static_cast<std::size_t>(std::count(all.begin(), all.end(), event)) == count;
+    });
+  };
+
+  const auto last = host.get("/v1/events")["last"].get<std::uint64_t>();
+  std::vector<std::string> told;
+  std::thread waiting([&] { told = events_after(host, last); });
+  CHECK(host.ask("PATCH", "/v1/partitions/demo/nics/nic0", "{\"link\": \"down\"}").status == 204);
+  waiting.join();
+  CHECK(told == std::vector<std::string>{"link-switched nic0"});
+
+  {
+    auto child = host.attach();
+    const guest::Driver driver(*child, {.depth = 4});
+    CHECK(has("vmm-attached"));
+    CHECK(has("channel-opened scsi0"));
+    ::kill(host.daemon().worker_pid(), SIGKILL);
+    CHECK(has("worker-died"));
+    CHECK(has("worker-serving", 2));
+    CHECK(has("guest-taken-up"));
+  }
+  CHECK(has("vmm-detached"));
+  CHECK(has("channel-opened scsi0"));  // once, whatever died meanwhile
+  CHECK(host.ask("DELETE", "/v1/partitions/demo").status == 204);
+  CHECK(has("partition-removed"));
+}
+
 TEST_CASE("what is not described is refused", "[daemon][api]") {
   const Host host;
   struct Case {
@@ -206,6 +253,7 @@ TEST_CASE("what is not described is refused", "[daemon][api]") {
        "{\"key\": \"k\\u0000\", \"value\": \"\"}", 422},
       {"an unknown NIC", "PATCH", "/v1/partitions/demo/nics/nic9", "{\"link\": \"up\"}", 404},
       {"a disk taken for a NIC", "PATCH", "/v1/partitions/demo/nics/scsi0", "{\"link\": \"up\"}", 404},
+      {"an event's number that is none", "GET", "/v1/events/x", "", 422},
       {"an unknown value", "PATCH", "/v1/log", "{\"level\": \"loud\"}", 422},
       {"a value of another type", "PATCH", "/v1/log", "{\"level\": 1}", 422},
       {"no body", "PATCH", "/v1/log", "", 422},

@@ -37,6 +37,8 @@ TEST_CASE("an operator looks and changes", "[daemon][vmbusctl]") {
             .status == 0);
   CHECK(run({"inspect", "g2/s/disks/0/backend"}).output == "null\n");
   CHECK(run({"top", "-n", "1", "-d", "0.1"}).output.starts_with("CHANNEL"));
+  CHECK(run({"events"}).output.find(" demo/nic0 link-switched: down\n") != std::string::npos);
+  CHECK(run({"events", "--json"}).output.starts_with("{"));
   CHECK(run({"config", "dump"}).output.find("[[partition.scsi.disk]]") != std::string::npos);
   CHECK(nlohmann::json::parse(run({"config", "dump", "--json"}).output)["partition"].size() == 2);
   CHECK(run({"config"}).status == 2);
