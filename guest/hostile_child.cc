@@ -13,7 +13,6 @@
 
 #include "base/fd.h"
 #include "guest/disk.h"
-#include "guest/net_client.h"
 #include "guest/nvsp_bytes.h"
 #include "guest/stor_client.h"
 #include "netvsp/nvsp.h"
@@ -26,7 +25,7 @@ using ring::PacketType;
 
 namespace {
 
-constexpr std::uint64_t kRamBytes = 64 << 20;
+constexpr std::uint64_t kRamBytes = 128 << 20;
 constexpr std::uint64_t kPulledGpa = 1 << 30;  // behind a hole, as MMIO leaves one
 constexpr std::uint64_t kPulledBytes = 1 << 20;
 constexpr std::uint32_t kLootPages = 64;
@@ -172,7 +171,7 @@ Result<void> HostileChild::open(const vmbus::OfferChannel& offer) {
     VMBUSD_CHECK(start_disk(*victim.channel));
   } else if (offer.interface_type == vmbus::kClassNetwork) {
     victim.kind = Kind::kNic;
-    VMBUSD_CHECK(start_nic(*victim.channel));
+    VMBUSD_CHECK(start_nic(victim));
   }
   victims_.push_back(std::move(victim));
   return {};
@@ -189,10 +188,12 @@ Result<void> HostileChild::start_disk(GuestChannel& channel) {
 
 // Half of the NICs are brought up by the rules. For the rest the buffers are loot_, so that what is sent can
 // be anything; whether the NIC takes them nobody looks.
-Result<void> HostileChild::start_nic(GuestChannel& channel) {
+Result<void> HostileChild::start_nic(Victim& victim) {
+  GuestChannel& channel = *victim.channel;
   if (one_in(2)) {
-    NetClient client(channel);
-    return client.initialize();
+    victim.nic = std::make_unique<NetClient>(channel);
+    // A fraction of what drivers lend: after some lives few free pages of this memory follow each other.
+    return victim.nic->initialize({.receive_pages = 512, .send_pages = 64});
   }
   VMBUSD_TRY(const std::uint32_t gpadl, bus_->create_gpadl(channel.relid(), loot_.gpns()));
   gpadls_.push_back(gpadl);

@@ -15,6 +15,7 @@
 #include "guest/bus_client.h"
 #include "guest/child_partition.h"
 #include "guest/guest_channel.h"
+#include "guest/net_client.h"
 #include "guest/ram.h"
 
 namespace vmbusd::guest {
@@ -60,6 +61,7 @@ class HostileChild {
   // A channel that was opened by the rules.
   struct Victim {
     std::unique_ptr<GuestChannel> channel;
+    std::unique_ptr<NetClient> nic;  // of one that was brought up: the host may write to its buffers
     Kind kind = Kind::kComponent;
     bool contiguous = false;  // its ring's pages follow each other in host() memory
   };
@@ -69,7 +71,7 @@ class HostileChild {
   [[nodiscard]] Result<void> attach();
   [[nodiscard]] Result<void> open(const vmbus::OfferChannel& offer);
   [[nodiscard]] Result<void> start_disk(GuestChannel& channel);
-  [[nodiscard]] Result<void> start_nic(GuestChannel& channel);
+  [[nodiscard]] Result<void> start_nic(Victim& victim);
   void forget_life();
   void vandalise(std::uint32_t seed);
   void stop_vandal();
