@@ -506,13 +506,14 @@ void PartitionSupervisor::kill() {
 }
 
 void PartitionSupervisor::look(std::function<void(const PartitionStatus*)> done) {
-  lookers_.push_back(std::move(done));
-  if (lookers_.size() > 1) return;
+  if (!lookers_.empty()) return lookers_.push_back(std::move(done));
   Result<UniqueFd> file = make_status_file();
   if (state_ != State::kServing || !file) {
-    boost::asio::post(context_, [this] { end_look(nullptr); });
+    // The partition may be gone by then.
+    boost::asio::post(context_, [done = std::move(done)] { done(nullptr); });
     return;
   }
+  lookers_.push_back(std::move(done));
   look_file_ = *std::move(file);
   worker_->send(encode_status(++look_id_, look_file_.get()));
   look_timer_.expires_after(kLookTime);
