@@ -174,8 +174,6 @@ class PartitionWorker {
 
   void add(netvsp::NicConfig nic) {
     const std::string name = nic.name;
-    // Its peer drops what the socket has no room for, and there is little.
-    if (nic.backend == netvsp::NicConfig::Backend::kStream) takes_turns_ = false;
     Result<std::unique_ptr<netvsp::Nic>> made = netvsp::make_nic(std::move(nic));
     if (made) {
       nics_[name] = made->get();

@@ -25,8 +25,6 @@ SECOND_KERNEL = ("trixie", "linux-image-cloud-amd64")
 # Scenarios that the emulated root partition is not asked for unless each is named in full, and why.
 NOT_EMULATED = {
     "network-dpdk": "a guest that polls all the time froze the emulated root partition in two runs; name this test to run it",
-    "passt-unprivileged": "in 2 of 5 runs the NIC stood still some time after passt had been killed and had come back, which is not"
-    " explained; name this test to run it",
 }
 
 # What some scenarios need beside the common image: its key in the plan, and what makes it.
