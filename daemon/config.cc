@@ -427,6 +427,7 @@ class ConfigReader {
     }
     partition.io_threads = table.integer("io_threads", 1, kIoThreadsMax).value_or(0);
     partition.poll_us = table.integer("poll_us", 0, kPollUsMax).value_or(kPollUsDefault);
+    partition.nice = table.integer("nice", 0, kNiceMax).value_or(0);
     partition.integration.partition = partition.name;
     partition.integration.heartbeat = table.boolean("heartbeat").value_or(true);
     partition.integration.shutdown = table.boolean("shutdown").value_or(true);

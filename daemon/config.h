@@ -21,6 +21,7 @@ inline constexpr std::size_t kDevicesMax = 64;  // per partition; each is at lea
 inline constexpr std::uint32_t kIoThreadsMax = 64;
 inline constexpr std::uint32_t kPollUsMax = 10'000;
 inline constexpr std::uint32_t kPollUsDefault = 50;
+inline constexpr std::uint32_t kNiceMax = 19;
 inline constexpr std::uint32_t kDiskOperationsMax = 100'000'000;  // a second
 inline constexpr std::uint32_t kBurstMsMax = 10'000;
 inline constexpr std::size_t kProblemsMax = 100;  // reported for one file
@@ -68,6 +69,7 @@ struct PartitionConfig {
   std::string socket;            // absolute
   std::uint32_t io_threads = 0;  // 0: chosen by the host's CPUs
   std::uint32_t poll_us = kPollUsDefault;
+  std::uint32_t nice = 0;  // of the worker process, to kNiceMax; 0: vmbusd's own
   integration::Config integration;
   std::vector<ScsiConfig> scsi;
   std::vector<NicConfig> nics;

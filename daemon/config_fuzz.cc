@@ -52,7 +52,9 @@ void check_config(const Config& config) {
   for (const PartitionConfig& partition : config.partitions) {
     promise(!partition.name.empty() && names.insert(partition.name).second, "partitions' names differ");
     promise(partition.socket.starts_with('/') && sockets.insert(partition.socket).second, "sockets differ");
-    promise(partition.io_threads <= kIoThreadsMax && partition.poll_us <= kPollUsMax, "numbers are in range");
+    promise(partition.io_threads <= kIoThreadsMax && partition.poll_us <= kPollUsMax &&
+                partition.nice <= kNiceMax,
+            "numbers are in range");
     std::set<std::string> devices;
     for (const ScsiConfig& scsi : partition.scsi) {
       promise(devices.insert(scsi.controller.name).second, "devices' names differ");

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -233,6 +234,11 @@ void PartitionSupervisor::spawn() {
   }
   state_ = State::kStarting;
   worker_ = *std::move(worker);
+  // Before the first command: the threads that it makes then are as nice.
+  if (config_.nice != 0 &&
+      ::setpriority(PRIO_PROCESS, static_cast<id_t>(worker_->pid()), static_cast<int>(config_.nice)) != 0) {
+    log_.warning("its worker process cannot be made as nice as {}: {}", config_.nice, std::strerror(errno));
+  }
   ConfigureCommand configure;
   configure.partition = config_.name;
   configure.poll_us = config_.poll_us;

@@ -52,7 +52,7 @@ _vmbusctl() {
       link:0) choices="$(_vmbusctl_nics)" ;;
       link:1) choices="up down" ;;
       log-level:0) choices="debug info warning error" ;;
-      add:*) choices="name= socket= io_threads= poll_us= scsi.name= scsi.disk.lun= scsi.disk.path= nic.name= nic.backend=" ;;
+      add:*) choices="name= socket= io_threads= poll_us= nice= scsi.name= scsi.disk.lun= scsi.disk.path= nic.name= nic.backend=" ;;
     esac
   fi
   mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$word")

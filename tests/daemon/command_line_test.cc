@@ -53,7 +53,7 @@ TEST_CASE("--check-config tells all that is wrong, or OK", "[daemon]") {
   CHECK(bad.output == file + ":3: partition.socket: is an integer; accepted: a path of at most 107 bytes\n" +
                           file +
                           ":4: partition.threads: unknown key; accepted: heartbeat, io_threads, kvp, name, "
-                          "nic, poll_us, scsi, "
+                          "nic, nice, poll_us, scsi, "
                           "shutdown, socket, timesync, vss\n");
 }
 

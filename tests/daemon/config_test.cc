@@ -25,6 +25,7 @@ name = "demo"
 socket = "/run/vmbusd/demo.sock"
 io_threads = 2
 poll_us = 20
+nice = 7
 shutdown = false
 vss = false
 
@@ -107,6 +108,7 @@ TEST_CASE("every key is read", "[daemon]") {
   CHECK(demo.socket == "/run/vmbusd/demo.sock");
   CHECK(demo.io_threads == 2);
   CHECK(demo.poll_us == 20);
+  CHECK(demo.nice == 7);
   CHECK(demo.integration == integration::Config{"demo", true, false, true, true, false});
   REQUIRE(demo.scsi.size() == 1);
   const storvsp::ControllerConfig& controller = demo.scsi[0].controller;
@@ -120,7 +122,7 @@ TEST_CASE("every key is read", "[daemon]") {
   CHECK(disk.lun == 7);
   CHECK(demo.scsi[0].images[0].path == "/images/a.img");
   CHECK(demo.scsi[0].images[0].direct == DirectIo::kOff);
-  CHECK(demo.scsi[0].images[0].line == 14);
+  CHECK(demo.scsi[0].images[0].line == 15);
   CHECK(disk.read_only);
   CHECK(disk.cache == storvsp::CacheMode::kWritethrough);
   CHECK(disk.limits == storvsp::DiskLimits{5000, 200 << 20, 250});
@@ -190,6 +192,7 @@ TEST_CASE("what is left out has its default", "[daemon]") {
   CHECK(partition.socket == "/etc/vmbusd/a.sock");
   CHECK(partition.io_threads == 0);
   CHECK(partition.poll_us == 50);
+  CHECK(partition.nice == 0);
   const ScsiConfig& scsi = partition.scsi[0];
   CHECK_FALSE(scsi.controller.instance.has_value());
   CHECK(scsi.controller.channels == 0);
@@ -268,6 +271,9 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
       {"integer of 64 bits",
        partition_with("poll_us = 4294967296\n"),
        {"f.toml:4: partition.poll_us: 4294967296 is not accepted; accepted: an integer from 0 to 10000"}},
+      {"nicer than there is",
+       partition_with("nice = 20\n"),
+       {"f.toml:4: partition.nice: 20 is not accepted; accepted: an integer from 0 to 19"}},
       {"wrong type",
        partition_with("io_threads = \"two\"\n"),
        {"f.toml:4: partition.io_threads: is a string; accepted: an integer from 1 to 64"}},
@@ -277,11 +283,11 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
       {"unknown key near a known one",
        partition_with("io_thread = 2\n"),
        {"f.toml:4: partition.io_thread: unknown key (did you mean \"io_threads\"?); accepted: heartbeat, "
-        "io_threads, kvp, name, nic, poll_us, scsi, shutdown, socket, timesync, vss"}},
+        "io_threads, kvp, name, nic, nice, poll_us, scsi, shutdown, socket, timesync, vss"}},
       {"unknown key",
        partition_with("colour = 2\n"),
        {"f.toml:4: partition.colour: unknown key; accepted: heartbeat, io_threads, kvp, name, nic, "
-        "poll_us, scsi, shutdown, socket, timesync, vss"}},
+        "nice, poll_us, scsi, shutdown, socket, timesync, vss"}},
       {"unknown key at the top",
        partition_with("[log]\nlevel = \"debug\"\n"),
        {"f.toml:4: log: unknown key; accepted: control_socket, partition, seccomp, socket_group, "
@@ -438,7 +444,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
         "f.toml:3: partition.socket: is an integer; accepted: a path of at most 107 bytes",
         "f.toml:4: partition.poll_us: -1 is not accepted; accepted: an integer from 0 to 10000",
         "f.toml:5: partition.x: unknown key; accepted: heartbeat, io_threads, kvp, name, nic, "
-        "poll_us, scsi, shutdown, socket, timesync, vss"}},
+        "nice, poll_us, scsi, shutdown, socket, timesync, vss"}},
   };
   for (const ProblemCase& c : cases) {
     DYNAMIC_SECTION(c.rule) {

@@ -1,11 +1,14 @@
 // vmbusd as a service: processes, VMMs that come and go, signals. The VMM is played by the attach client.
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -164,6 +167,37 @@ TEST_CASE("a worker that dies is replaced, and its VMM is not told", "[daemon]")
   CHECK(next.add_memory());
   // The VMM that is attached, and its memory.
   CHECK(eventually([&] { return open_descriptors(daemon.pid()) == supervisor_before + 2; }));
+}
+
+std::vector<int> niceness_of_threads(pid_t process) {
+  std::vector<int> values;
+  for (const auto& thread : std::filesystem::directory_iterator(fmt::format("/proc/{}/task", process))) {
+    values.push_back(
+        ::getpriority(PRIO_PROCESS, static_cast<id_t>(std::stoul(thread.path().filename().string()))));
+  }
+  return values;
+}
+
+TEST_CASE("every thread of a worker process is as nice as its partition is to be, and so of the next",
+          "[daemon]") {
+  const Host host;
+  // The nicest there is, which everybody may be.
+  const std::string config = host.config();
+  const std::size_t end_of_name = config.find('\n', config.find("socket"));
+  RunningDaemon daemon(host.directory(), std::string(config).insert(end_of_name, "\nnice = 19"));
+  REQUIRE(daemon.wait_until_ready());
+  const pid_t worker = daemon.worker_pid();
+  const std::vector<int> first = niceness_of_threads(worker);
+  CHECK(first.size() >= 3);  // one for control, two for I/O
+  CHECK(first == std::vector<int>(first.size(), 19));
+  CHECK(::getpriority(PRIO_PROCESS, static_cast<id_t>(daemon.pid())) == ::getpriority(PRIO_PROCESS, 0));
+
+  REQUIRE(::kill(worker, SIGKILL) == 0);
+  const pid_t another = daemon.worker_pid(worker);
+  REQUIRE(FakeVmm(host.socket()).attached());  // it has its threads
+  const std::vector<int> next = niceness_of_threads(another);
+  CHECK(next.size() == first.size());
+  CHECK(next == std::vector<int>(next.size(), 19));
 }
 
 TEST_CASE("a VMM whose worker dies before it said a word is cut off", "[daemon]") {
