@@ -62,6 +62,7 @@ struct AttachClient::Impl {
   Result<void> receive_doorbell(const AttachHeader& header, Datagram& datagram);
   Result<void> receive_host_message(const Datagram& datagram);
   Result<void> receive_signal_event(const Datagram& datagram);
+  Result<void> receive_recovery_area(Datagram& datagram);
 
   const UniqueFd socket;
   AttachClientEvents& events;
@@ -154,6 +155,8 @@ Result<void> AttachClient::Impl::receive(Datagram datagram) {
       return receive_host_message(datagram);
     case AttachType::kSignalEvent:
       return receive_signal_event(datagram);
+    case AttachType::kRecoveryArea:
+      return receive_recovery_area(datagram);
     default:
       return broken("the daemon sent a message of unknown type");
   }
@@ -206,6 +209,16 @@ Result<void> AttachClient::Impl::receive_signal_event(const Datagram& datagram) 
     return broken("the daemon sent a SignalEvent without its feature");
   }
   events.signal_event(message.vp, message.sint, message.flag);
+  return {};
+}
+
+Result<void> AttachClient::Impl::receive_recovery_area(Datagram& datagram) {
+  AttachRecoveryArea message{};
+  if (!read_exact(datagram, 1, message)) return broken("the daemon sent a malformed RecoveryArea");
+  if ((features & kFeatureTakeUp) == 0) return broken("the daemon sent a RecoveryArea without its feature");
+  // Without a descriptor left for it there is none.
+  events.recovery_area(std::move(datagram.fds[0]), (message.flags & kRecoveryTakenUp) != 0,
+                       message.guest_messages);
   return {};
 }
 
@@ -307,6 +320,17 @@ Result<void> AttachClient::set_synic_state(std::uint32_t vp, std::uint32_t flags
 Result<void> AttachClient::reset() {
   auto message = make_message<AttachReset>(AttachType::kReset, 0);
   return impl_->request(message);
+}
+
+Result<void> AttachClient::keep_doorbell(std::uint32_t connection_id, int eventfd) {
+  auto message = make_message<AttachDoorbell>(AttachType::kDoorbellKept, 0);
+  message.connection_id = connection_id;
+  return impl_->request(message, std::span(&eventfd, 1));
+}
+
+Result<void> AttachClient::take_up(int recovery_area) {
+  auto message = make_message<AttachTakeUp>(AttachType::kTakeUp, 0);
+  return impl_->request(message, std::span(&recovery_area, 1));
 }
 
 Result<void> AttachClient::post_guest_message(std::uint32_t vp, std::uint32_t connection_id,

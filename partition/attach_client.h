@@ -27,6 +27,14 @@ class AttachClientEvents {
   virtual void host_message(std::uint64_t cookie, std::uint32_t vp, std::uint32_t sint,
                             std::uint32_t message_type, std::span<const std::uint8_t> payload) = 0;
   virtual void signal_event(std::uint32_t vp, std::uint32_t sint, std::uint32_t flag) = 0;
+  // With kFeatureTakeUp: keep `file`, in place of one before, for take_up(). `taken_up`: the daemon has taken
+  // the guest up and has acted on `guest_messages` of its messages, counted over all connections since the
+  // first.
+  virtual void recovery_area(UniqueFd file, bool taken_up, std::uint64_t guest_messages) {
+    (void)file;
+    (void)taken_up;
+    (void)guest_messages;
+  }
   // The daemon closed the connection or broke the protocol. No other event follows.
   virtual void disconnected(const Error& reason) = 0;
 
@@ -65,6 +73,11 @@ class AttachClient {
   [[nodiscard]] Result<void> set_synic_state(std::uint32_t vp, std::uint32_t flags,
                                              std::uint64_t message_page_gpa, std::uint64_t event_page_gpa);
   [[nodiscard]] Result<void> reset();
+  // With kFeatureTakeUp, of a daemon that comes after another: gives it a doorbell that the other attached
+  // and did not detach, for each of them; then has it take up the guest. What comes of that is told by
+  // AttachClientEvents::recovery_area() or disconnected().
+  [[nodiscard]] Result<void> keep_doorbell(std::uint32_t connection_id, int eventfd);
+  [[nodiscard]] Result<void> take_up(int recovery_area);
 
   // Forwards a guest's HvPostMessage. Does not wait: Errc::kLimit means that the daemon's queue is full and
   // the guest is to be told HV_STATUS_INSUFFICIENT_BUFFERS.

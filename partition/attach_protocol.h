@@ -13,11 +13,13 @@ namespace vmbusd::partition {
 
 inline constexpr std::uint32_t kAttachMagic = 0x41424d56;  // "VMBA"
 inline constexpr std::uint16_t kAttachMajor = 1;           // differs: refused
-inline constexpr std::uint16_t kAttachMinor = 0;           // the lower of both sides is spoken
+inline constexpr std::uint16_t kAttachMinor = 1;           // the lower of both sides is spoken
 
 // Feature bits of Hello; the daemon answers with the intersection.
 // Event flag pages are not guest memory (mshv), so the VMM raises events, by SignalEvent messages.
 inline constexpr std::uint64_t kFeatureSignalByMessage = 1u << 0;
+// The VMM keeps the recovery area and the doorbells, and gives them back to a daemon that was restarted. 1.1
+inline constexpr std::uint64_t kFeatureTakeUp = 1u << 1;
 
 inline constexpr std::uint32_t kMaxVps = 64;
 inline constexpr std::uint32_t kMaxRegions = 64;
@@ -36,6 +38,9 @@ enum class AttachType : std::uint32_t {
   kSynicState = 5,    // answered when the daemon uses the new pages only
   kGuestMessage = 6,
   kReset = 7,  // answered when all channels are closed and no guest memory is in use
+  // 1.1, with kFeatureTakeUp and before the first kGuestMessage
+  kDoorbellKept = 8,  // 1 fd: eventfd of a kDoorbellAttach of the daemon before this one
+  kTakeUp = 9,        // 1 fd: of the last kRecoveryArea. kRecoveryArea follows, or the connection's end
 
   // Daemon to VMM.
   kHelloReply = 64,
@@ -43,6 +48,7 @@ enum class AttachType : std::uint32_t {
   kDoorbellDetach = 66,  // kReply
   kHostMessage = 67,     // kReply when it stands in the VP's message slot or was dropped by a reset
   kSignalEvent = 68,     // only with kFeatureSignalByMessage; not answered
+  kRecoveryArea = 69,    // 1 fd: for kTakeUp. Only with kFeatureTakeUp; not answered. 1.1
 
   // Both ways.
   kReply = 128,
@@ -172,7 +178,7 @@ struct AttachHostMessage {
 static_assert(kIsWire<AttachHostMessage, 272>);
 static_assert(offsetof(AttachHostMessage, payload_size) == 28 && offsetof(AttachHostMessage, payload) == 32);
 
-struct AttachDoorbell {  // kDoorbellAttach, kDoorbellDetach
+struct AttachDoorbell {  // kDoorbellAttach, kDoorbellDetach, kDoorbellKept
   AttachHeader header;
   std::uint32_t connection_id;  // 24 bits
   std::uint32_t reserved;
@@ -187,5 +193,22 @@ struct AttachSignalEvent {
   std::uint32_t reserved;
 };
 static_assert(kIsWire<AttachSignalEvent, 32>);
+
+struct AttachTakeUp {
+  AttachHeader header;
+};
+static_assert(kIsWire<AttachTakeUp, 16>);
+
+inline constexpr std::uint32_t kRecoveryTakenUp = 1u << 0;
+
+struct AttachRecoveryArea {
+  AttachHeader header;
+  std::uint64_t guest_messages;  // that the daemon, and those that it took the guest up from, have acted on
+  std::uint32_t flags;           // kRecoveryTakenUp: the guest was taken up
+  std::uint32_t reserved;
+};
+static_assert(kIsWire<AttachRecoveryArea, 32>);
+static_assert(offsetof(AttachRecoveryArea, guest_messages) == 16 &&
+              offsetof(AttachRecoveryArea, flags) == 24);
 
 }  // namespace vmbusd::partition

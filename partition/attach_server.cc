@@ -18,8 +18,7 @@ namespace vmbusd::partition {
 
 namespace {
 
-// None yet: the data path raises events through the event flags page.
-constexpr std::uint64_t kServedFeatures = 0;
+constexpr std::uint16_t kTakeUpMinor = 1;  // brought kFeatureTakeUp
 
 constexpr std::uint32_t kConnectionIdMask = 0xffffff;  // [TLFS: HV_CONNECTION_ID]
 
@@ -40,6 +39,11 @@ struct SavedDatagram {
   std::uint64_t size;
 };
 static_assert(WireStruct<SavedDatagram>);
+// Behind them.
+struct SavedCounts {
+  std::uint64_t guest_messages;
+};
+static_assert(WireStruct<SavedCounts>);
 
 // One row for each message that a VMM may send.
 struct RequestRule {
@@ -57,6 +61,8 @@ constexpr RequestRule kRequestRules[] = {
     {AttachType::kSynicState, "SynicState", sizeof(AttachSynicState), 0, true},
     {AttachType::kGuestMessage, "GuestMessage", sizeof(AttachGuestMessage), 0, false},
     {AttachType::kReset, "Reset", sizeof(AttachReset), 0, true},
+    {AttachType::kDoorbellKept, "DoorbellKept", sizeof(AttachDoorbell), 1, true},
+    {AttachType::kTakeUp, "TakeUp", sizeof(AttachTakeUp), 1, true},
     {AttachType::kReply, "Reply", sizeof(AttachReply), 0, false},
 };
 
@@ -92,6 +98,16 @@ bool is_eventfd(int fd) {
   return ::read(fd, &too_short, sizeof too_short) < 0 && errno == EINVAL;
 }
 
+// What makes of the VMM's descriptor an eventfd for the worker, or refuses it.
+// io_uring reads and writes an eventfd in the submitter's context only where it does not block, and one that
+// blocks would stop the worker. [linux: io_uring/rw.c, loop_rw_iter]
+Outcome take_eventfd(int fd) {
+  if (!is_eventfd(fd)) return refuse(AttachStatus::kInvalid, "the descriptor is not an eventfd");
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags >= 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0) return {};
+  return {AttachStatus::kFailed, errno, "cannot make the eventfd non-blocking"};
+}
+
 }  // namespace
 
 struct AttachServer::Impl {
@@ -112,6 +128,12 @@ struct AttachServer::Impl {
   void vp_interrupt(const AttachVpInterrupt& message, UniqueFd fd);
   void synic_state(const AttachSynicState& message);
   void reset(const AttachReset& message);
+  void doorbell_kept(const AttachDoorbell& message, const UniqueFd& fd);
+  void take_up(const AttachTakeUp& message, UniqueFd area);
+  void tell_recovery_area(std::uint32_t flags);
+  [[nodiscard]] bool can_be_taken_up() const { return (features & kFeatureTakeUp) != 0; }
+  // Whether the VMM may still give back what another daemon left.
+  [[nodiscard]] bool may_give_back() const;
   Result<void> guest_message(const AttachGuestMessage& message);
   Result<void> vmm_replied(const AttachReply& message);
 
@@ -144,6 +166,9 @@ struct AttachServer::Impl {
   bool restoring = false;
   bool refused_in_restore = false;
   AttachHello accepted_hello{};
+  std::uint64_t features = 0;        // in force
+  std::uint64_t guest_messages = 0;  // so far
+  bool take_up_asked = false;
   std::array<AttachSynicState, kMaxVps> synic_states{};  // the latest that gave the VP an event flags page
 
   std::uint64_t next_cookie = 1;
@@ -224,12 +249,15 @@ void AttachServer::Impl::hello(const AttachHello& message) {
                         fmt::format("{} VPs; vmbusd serves at most {}", message.vp_count, kMaxVps));
   }
   reply.minor = std::min(message.minor, kAttachMinor);
-  reply.features = message.features & kServedFeatures;
+  // Events are raised through the event flags page alone, so that is not asked of the VMM.
+  const bool lasts = message.minor >= kTakeUpMinor && events.area_for_vmm() >= 0;
+  reply.features = features = message.features & (lasts ? kFeatureTakeUp : 0);
   reply.message_connections = message_connections;
   partition.emplace(message.vp_count);
   accepted_hello = message;
   send(reply);
   events.attached(*partition);
+  if (can_be_taken_up()) tell_recovery_area(0);
 }
 
 Result<void> AttachServer::Impl::request(const AttachHeader& header, std::span<const std::byte> bytes,
@@ -267,6 +295,12 @@ Result<void> AttachServer::Impl::request(const AttachHeader& header, std::span<c
       break;
     case AttachType::kReset:
       reset(read_message<AttachReset>(bytes));
+      break;
+    case AttachType::kDoorbellKept:
+      doorbell_kept(read_message<AttachDoorbell>(bytes), fds[0]);
+      break;
+    case AttachType::kTakeUp:
+      take_up(read_message<AttachTakeUp>(bytes), std::move(fds[0]));
       break;
     default:
       VMBUSD_ASSERT(false);  // kRequestRules has no other
@@ -363,15 +397,8 @@ void AttachServer::Impl::vp_interrupt(const AttachVpInterrupt& message, UniqueFd
     return finish(cookie, refuse(AttachStatus::kInvalid,
                                  fmt::format("SINT {}; VMBus uses SINT {}", message.sint, kVmbusSint)));
   }
-  if (!is_eventfd(fd.get())) {
-    return finish(cookie, refuse(AttachStatus::kInvalid, "the descriptor is not an eventfd"));
-  }
-  // io_uring writes an eventfd in the submitter's context only where it does not block, and a write that
-  // blocks (a full counter) would stop the worker. [linux: io_uring/rw.c, loop_rw_iter]
-  const int flags = ::fcntl(fd.get(), F_GETFL);
-  if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) != 0) {
-    const int error = errno;
-    return finish(cookie, {AttachStatus::kFailed, error, "cannot make the eventfd non-blocking"});
+  if (const Outcome taken = take_eventfd(fd.get()); taken.status != AttachStatus::kOk) {
+    return finish(cookie, taken);
   }
   const auto shared_fd = std::make_shared<UniqueFd>(std::move(fd));
   change(cookie, false, [this, vp = message.vp, shared_fd] {
@@ -435,6 +462,41 @@ void AttachServer::Impl::reset(const AttachReset& message) {
   });
 }
 
+bool AttachServer::Impl::may_give_back() const {
+  return can_be_taken_up() && guest_messages == 0 && !resetting && !take_up_asked;
+}
+
+void AttachServer::Impl::doorbell_kept(const AttachDoorbell& message, const UniqueFd& fd) {
+  const std::uint64_t cookie = message.header.cookie;
+  if (!may_give_back()) return finish(cookie, refuse(AttachStatus::kState, "DoorbellKept at the wrong time"));
+  if (const Outcome taken = take_eventfd(fd.get()); taken.status != AttachStatus::kOk) {
+    return finish(cookie, taken);
+  }
+  if (!events.doorbell_kept(message.connection_id, fd.get())) {
+    return finish(cookie,
+                  refuse(AttachStatus::kNotFound,
+                         fmt::format("no channel of vmbusd's has connection {:#x}", message.connection_id)));
+  }
+  finish(cookie, {});
+}
+
+void AttachServer::Impl::take_up(const AttachTakeUp& message, UniqueFd area) {
+  if (!may_give_back()) {
+    return finish(message.header.cookie, refuse(AttachStatus::kState, "TakeUp at the wrong time"));
+  }
+  take_up_asked = true;
+  finish(message.header.cookie, {});
+  events.take_up(std::move(area));
+}
+
+void AttachServer::Impl::tell_recovery_area(std::uint32_t flags) {
+  auto message = make_message<AttachRecoveryArea>(AttachType::kRecoveryArea, 0);
+  message.guest_messages = guest_messages;
+  message.flags = flags;
+  const int area = events.area_for_vmm();
+  send(message, std::span(&area, 1));
+}
+
 Result<void> AttachServer::Impl::guest_message(const AttachGuestMessage& message) {
   const char* lie = nullptr;
   if (message.vp >= partition->vp_count()) lie = "GuestMessage from a VP that is not there";
@@ -447,6 +509,7 @@ Result<void> AttachServer::Impl::guest_message(const AttachGuestMessage& message
     log.guest("the VMM broke the attach protocol: {}", lie);
     return fail(Errc::kProtocol, lie);
   }
+  ++guest_messages;
   // Of the guest that is being reset: the one that comes starts anew.
   if (resetting) return {};
   events.guest_message(message.vp, message.connection_id, message.message_type,
@@ -576,6 +639,7 @@ void AttachServer::save(SerialWriter& out) const {
     if (vp.event_flags != nullptr) put(impl_->synic_states[index], 0);
   }
   out.put(SavedDatagram{0, 0});
+  out.put(SavedCounts{impl_->guest_messages});
 }
 
 Result<void> AttachServer::restore(SerialReader& in, const std::function<UniqueFd(FdKey)>& take_fd) {
@@ -599,10 +663,20 @@ Result<void> AttachServer::restore(SerialReader& in, const std::function<UniqueF
     if (impl_->refused_in_restore)
       return fail(Errc::kProtocol, "a request of the VMM's would be refused now");
   }
+  VMBUSD_TRY(const SavedCounts counts, in.get<SavedCounts>());
+  impl_->guest_messages = counts.guest_messages;
   if (!impl_->partition || !settled())
     return fail(Errc::kProtocol, "no partition, or one that is not at rest");
   impl_->restoring = false;
   return {};
+}
+
+bool AttachServer::can_be_taken_up() const {
+  return impl_->can_be_taken_up();
+}
+
+void AttachServer::taken_up() {
+  if (impl_->can_be_taken_up()) impl_->tell_recovery_area(kRecoveryTakenUp);
 }
 
 void AttachServer::disconnected() {

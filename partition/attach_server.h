@@ -58,6 +58,19 @@ class AttachServerEvents {
     (void)fd;
   }
   virtual void drop_fd(FdKey key) { (void)key; }
+  // For surroundings that let it outlive the daemon too: the descriptor of the recovery area that is for the
+  // VMM; -1: it does not.
+  [[nodiscard]] virtual int area_for_vmm() const { return -1; }
+  // The VMM gives back a doorbell; false where no channel can have had it. `eventfd` is for keep_fd(), so to
+  // speak.
+  [[nodiscard]] virtual bool doorbell_kept(std::uint32_t connection_id, int eventfd) {
+    (void)connection_id;
+    (void)eventfd;
+    return false;
+  }
+  // The VMM, which was told so before, wants its guest taken up from what it has given back, `area` and
+  // what was kept.
+  virtual void take_up(UniqueFd area) { (void)area; }
 
  protected:
   ~AttachServerEvents() = default;
@@ -84,6 +97,11 @@ class AttachServer {
   // First of all, in place of receive(): does what save() wrote over again, as if the VMM asked for it, but
   // tells it nothing. So it is checked just as that is. `take_fd` gives the descriptor of a key, or none.
   [[nodiscard]] Result<void> restore(SerialReader& in, const std::function<UniqueFd(FdKey)>& take_fd);
+
+  // Whether the VMM can have its guest taken up by another daemon.
+  [[nodiscard]] bool can_be_taken_up() const;
+  // After restore(): the guest is served. Tells the VMM, where that asked.
+  void taken_up();
 
   // The connection is over: what waits for the VMM's answer gets Errc::kClosed now, later requests get it at
   // once, and nothing more is sent. The partition stays until destruction. Destruction alone calls no one.

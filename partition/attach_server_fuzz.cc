@@ -1,6 +1,7 @@
 // Fuzz target of the daemon's half of the attach protocol: the input is a list of actions of a VMM that lies
 // and of a daemon that finishes its changes when it likes. Around the server stands a model of what each may
 // see; a server that breaks a promise aborts.
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -58,6 +59,9 @@ class World final : public AttachServerEvents {
   void guest_message(std::uint32_t vp, std::uint32_t connection_id, std::uint32_t message_type,
                      std::span<const std::byte> payload) override;
   void reset(std::function<void()> done) override;
+  int area_for_vmm() const override { return memfd_.get(); }
+  bool doorbell_kept(std::uint32_t connection_id, int eventfd) override;
+  void take_up(UniqueFd area) override;
 
  private:
   struct Change {
@@ -93,8 +97,11 @@ class World final : public AttachServerEvents {
   std::uint32_t vps_ = 0;  // 0 before Hello
   bool closed_ = false;
   bool resetting_ = false;
-  bool hold_ = false;           // changes
-  bool lent_ = false;           // all of the guest's memory
+  bool hold_ = false;    // changes
+  bool lent_ = false;    // all of the guest's memory
+  bool keeps_ = false;   // the VMM, what it may give back to another daemon
+  bool spoken_ = false;  // the guest
+  bool take_up_asked_ = false;
   std::deque<Change> changes_;  // held
   std::function<void()> reset_done_;
 
@@ -132,7 +139,19 @@ void World::act(Input& input) {
 }
 
 void World::vmm_acts(Input& input) {
-  switch (input.below(9)) {
+  // Those that came later have values of their own, so that older inputs mean what they meant.
+  constexpr std::uint32_t kLater = 252;
+  const std::uint32_t act = input.byte();
+  switch (act < kLater ? act % 9 : act) {
+    case kLater:
+    case kLater + 1: {
+      auto message = make<AttachDoorbell>(AttachType::kDoorbellKept, 0);
+      message.connection_id = 0x2000 | input.byte();
+      return vmm_sends(input, message, true);
+    }
+    case kLater + 2:
+    case kLater + 3:
+      return vmm_sends(input, make<AttachTakeUp>(AttachType::kTakeUp, 0), true);
     case 0: {
       auto message = make<AttachHello>(AttachType::kHello, 0);
       message.magic = kAttachMagic ^ (input.below(8) == 7 ? 1 : 0);
@@ -212,7 +231,10 @@ void World::vmm_sends(Input& input, Message message, bool answered) {
   std::memcpy(bytes.data(), &message, sizeof message);
   std::vector<UniqueFd> fds;
   const AttachType type = message.header.type;
-  if (type == AttachType::kMemoryAdd || type == AttachType::kVpInterrupt) fds.push_back(some_fd(input));
+  if (type == AttachType::kMemoryAdd || type == AttachType::kVpInterrupt ||
+      type == AttachType::kDoorbellKept || type == AttachType::kTakeUp) {
+    fds.push_back(some_fd(input));
+  }
   // Now and then something is wrong with it as a whole.
   bool broken = true;
   switch (input.below(32)) {
@@ -299,8 +321,8 @@ void World::send(std::span<const std::byte> bytes, std::span<const int> fds) {
   promise(!closed_, "nothing is sent on a connection that is over");
   AttachHeader header{};
   promise(read_wire(bytes, header) && header.size == bytes.size(), "a datagram has its header's size");
-  promise(fds.size() == (header.type == AttachType::kDoorbellAttach ? 1 : 0),
-          "an eventfd with an attachment");
+  const bool carries = header.type == AttachType::kDoorbellAttach || header.type == AttachType::kRecoveryArea;
+  promise(fds.size() == (carries ? 1 : 0), "an eventfd with an attachment, a file with what is to be kept");
   switch (header.type) {
     case AttachType::kHelloReply:
     case AttachType::kReply: {
@@ -311,6 +333,17 @@ void World::send(std::span<const std::byte> bytes, std::span<const int> fds) {
           hello ? sent_as<AttachHelloReply>(bytes).status : sent_as<AttachReply>(bytes).status;
       promise(text.back() == '\0', "words end with a NUL");
       promise((text[0] == '\0') == (status == AttachStatus::kOk), "a refusal has words");
+      if (hello && status == AttachStatus::kOk) {
+        const auto reply = sent_as<AttachHelloReply>(bytes);
+        keeps_ = reply.features == kFeatureTakeUp;
+        promise(reply.features == 0 || (keeps_ && reply.minor >= 1), "only what is served is in force");
+      }
+      return;
+    }
+    case AttachType::kRecoveryArea: {
+      const auto message = sent_as<AttachRecoveryArea>(bytes);
+      promise(keeps_ && !spoken_, "what is to be kept comes once, after Hello, to who wants it");
+      promise(message.guest_messages == 0 && message.flags == 0, "nothing was taken up here");
       return;
     }
     case AttachType::kDoorbellAttach:
@@ -354,6 +387,20 @@ void World::guest_message(std::uint32_t vp, std::uint32_t connection_id, std::ui
   promise(vp < vps_ && payload.size() <= kMaxMessagePayload, "a guest message is in bounds");
   promise(connection_id == 1 || connection_id == 4, "a guest message is on a connection that is served");
   promise(!resetting_, "a guest that is reset says nothing");
+  spoken_ = true;
+}
+
+bool World::doorbell_kept(std::uint32_t connection_id, int eventfd) {
+  promise(keeps_ && !spoken_ && !take_up_asked_, "doorbells come back before the guest speaks");
+  promise(::fcntl(eventfd, F_GETFL) >= 0 && (::fcntl(eventfd, F_GETFL) & O_NONBLOCK) != 0,
+          "a doorbell does not block");
+  return connection_id != 0x2000;
+}
+
+void World::take_up(UniqueFd area) {
+  promise(keeps_ && !spoken_ && !std::exchange(take_up_asked_, true),
+          "a guest is taken up once, before it speaks");
+  promise(static_cast<bool>(area), "there is something to take it up from");
 }
 
 void World::reset(std::function<void()> done) {
