@@ -8,7 +8,7 @@ namespace vmbusd::storvsp {
 void Barrier::arrive(const StorChannel* where) {
   // acq_rel: what the channels did before they arrived is done where `done` runs.
   if (left_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  if (where == &origin_) return std::exchange(done_, nullptr)();
+  if (where != nullptr && where == origin_) return std::exchange(done_, nullptr)();
   worker_.post(std::exchange(done_, nullptr));
 }
 
@@ -26,9 +26,23 @@ void ChannelSet::meet(StorChannel& origin, io::Worker& worker, const VisitToMeet
                       std::function<void()> done) {
   const std::vector<Entry> all = entries();
   const auto barrier =
-      std::make_shared<Barrier>(origin, worker, static_cast<std::uint32_t>(all.size()), std::move(done));
-  for (const Entry& entry : all) {
-    if (entry.channel == &origin) continue;
+      std::make_shared<Barrier>(&origin, worker, static_cast<std::uint32_t>(all.size()), std::move(done));
+  post_visits(all, &origin, visit, barrier);
+  visit(origin, barrier);
+}
+
+void ChannelSet::meet(io::Worker& worker, const VisitToMeet& visit, std::function<void()> done) {
+  const std::vector<Entry> all = entries();
+  const auto barrier =
+      std::make_shared<Barrier>(nullptr, worker, static_cast<std::uint32_t>(all.size()) + 1, std::move(done));
+  post_visits(all, nullptr, visit, barrier);
+  barrier->arrive(nullptr);
+}
+
+void ChannelSet::post_visits(const std::vector<Entry>& entries, const StorChannel* apart,
+                             const VisitToMeet& visit, const std::shared_ptr<Barrier>& barrier) {
+  for (const Entry& entry : entries) {
+    if (entry.channel == apart) continue;
     // A channel leaves the set on its worker, so one that is found there stays for the visit.
     entry.worker->post([this, visit, barrier, id = entry.id] {
       if (StorChannel* const channel = find(id); channel != nullptr) {
@@ -38,7 +52,6 @@ void ChannelSet::meet(StorChannel& origin, io::Worker& worker, const VisitToMeet
       }
     });
   }
-  visit(origin, barrier);
 }
 
 void ChannelSet::tell(StorChannel& origin, const Visit& visit) {

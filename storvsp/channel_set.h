@@ -14,11 +14,12 @@ namespace vmbusd::storvsp {
 
 class StorChannel;
 
-// Tells the channel that made it when every channel has arrived. Any thread.
+// Tells whoever made it when every channel has arrived. Any thread.
 class Barrier {
  public:
-  // `origin` stays until `done` was called, on its worker.
-  Barrier(const StorChannel& origin, io::Worker& worker, std::uint32_t channels, std::function<void()> done)
+  // `origin` is the channel that made it and stays until `done` was called; nullptr: it was none of them.
+  // `done` is called on `worker`.
+  Barrier(const StorChannel* origin, io::Worker& worker, std::uint32_t channels, std::function<void()> done)
       : origin_(origin), worker_(worker), left_(channels), done_(std::move(done)) {}
 
   // One channel is there; `where` is it, or nullptr where it has closed. Calls `done` where it is the last
@@ -26,7 +27,7 @@ class Barrier {
   void arrive(const StorChannel* where);
 
  private:
-  const StorChannel& origin_;
+  const StorChannel* origin_;
   io::Worker& worker_;
   std::atomic<std::uint32_t> left_;
   std::function<void()> done_;
@@ -46,6 +47,8 @@ class ChannelSet {
   // `origin` must stay till then.
   using VisitToMeet = std::function<void(StorChannel&, const std::shared_ptr<Barrier>&)>;
   void meet(StorChannel& origin, io::Worker& worker, const VisitToMeet& visit, std::function<void()> done);
+  // The same for another thread, that of `worker`: `done` runs there, from its loop.
+  void meet(io::Worker& worker, const VisitToMeet& visit, std::function<void()> done);
   // The same without the barrier: nobody waits.
   using Visit = std::function<void(StorChannel&)>;
   void tell(StorChannel& origin, const Visit& visit);
@@ -56,6 +59,8 @@ class ChannelSet {
     StorChannel* channel;
     io::Worker* worker;
   };
+  void post_visits(const std::vector<Entry>& entries, const StorChannel* apart, const VisitToMeet& visit,
+                   const std::shared_ptr<Barrier>& barrier);
   [[nodiscard]] std::vector<Entry> entries();
   [[nodiscard]] StorChannel* find(std::uint64_t id);
 

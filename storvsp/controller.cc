@@ -106,9 +106,23 @@ LunIdentity make_identity(const DiskConfig& disk, const Guid& controller) {
   return identity;
 }
 
-class Controller final : public devices::Device {
+// A disk, and who waits for the last to let go of it.
+struct DiskInUse {
+  std::unique_ptr<Disk> disk;
+  std::function<void()> gone;
+
+  DiskInUse() = default;
+  DiskInUse(const DiskInUse&) = delete;
+  DiskInUse& operator=(const DiskInUse&) = delete;
+  ~DiskInUse() {
+    disk.reset();
+    if (gone) gone();
+  }
+};
+
+class ScsiController final : public Controller {
  public:
-  Controller(std::string name, const Guid& instance) : name_(std::move(name)), instance_(instance) {}
+  ScsiController(std::string name, const Guid& instance) : name_(std::move(name)), instance_(instance) {}
 
   const std::string& name() const override { return name_; }
 
@@ -123,32 +137,136 @@ class Controller final : public devices::Device {
                                                         devices::DeviceHost& host,
                                                         io::Worker& /*worker*/) override {
     if (sub_channel_index == 0) {
-      state_.ready_version.store(0, std::memory_order_relaxed);
-      for (ControllerState::Lun& lun : state_.luns) {
+      state_->ready_version.store(0, std::memory_order_relaxed);
+      for (ControllerState::Lun& lun : state_->luns) {
         if (lun.unit != nullptr) lun.unit->power_on();
       }
       return std::make_unique<StorChannel>(
-          state_, [this, &host](std::uint32_t count) { host.offer_sub_channels(*this, count); });
+          *state_, [this, &host](std::uint32_t count) { host.offer_sub_channels(*this, count); });
     }
     // acquire: pairs with the release in StorChannel::receive().
-    const std::uint16_t version = state_.ready_version.load(std::memory_order_acquire);
+    const std::uint16_t version = state_->ready_version.load(std::memory_order_acquire);
     if (version == 0) return fail(Errc::kWrongState, "a sub-channel opens before its controller is ready");
-    return std::make_unique<StorChannel>(state_, version);
+    return std::make_unique<StorChannel>(*state_, version);
   }
 
   bool can_be_taken_up() const override { return true; }
 
   void reset() override {
-    state_.ready_version.store(0, std::memory_order_relaxed);
-    for (ControllerState::Lun& lun : state_.luns) {
+    state_->ready_version.store(0, std::memory_order_relaxed);
+    for (ControllerState::Lun& lun : state_->luns) {
       if (lun.unit != nullptr) lun.unit->reset();
     }
   }
 
-  void set_limits(const VstorLimits& limits) { state_.limits = limits; }
+  Result<void> add_disk(DiskConfig disk, const Threads& threads) override {
+    VMBUSD_TRY(const DiskPlan plan, plan_disk(disk));
+    const std::uint8_t lun = disk.lun;
+    const ControllerState::Lun& there = state_->luns[lun];
+    if (there.leaving) return fail(Errc::kWrongState, "the LUN's last disk is still being removed");
+    if (there.disk != nullptr) return fail(Errc::kConfig, "the LUN is given twice");
+    Made made = make(std::move(disk), plan);
+    made.lun.unit->power_on();
+    io::park_all(threads.workers, [&] {
+      in_use_[lun] = std::move(made.in_use);
+      state_->luns[lun] = std::move(made.lun);
+      luns_changed(*state_);
+    });
+    tell_channels(threads, [lun](StorChannel& channel) {
+      channel.add_lun(lun);
+      channel.tell_guest_of_luns();
+    });
+    return {};
+  }
+
+  // Three rounds: no channel begins anything and all have ended what they had; all let go of the disk; it
+  // goes.
+  Result<void> remove_disk(std::uint8_t lun, const Threads& threads, std::function<void()> done) override {
+    if (lun >= kMaxLuns || !state_->luns[lun].served()) return fail(Errc::kConfig, "there is no such disk");
+    std::weak_ptr<DiskInUse> in_use = std::exchange(in_use_[lun], {});
+    io::park_all(threads.workers, [&] { state_->luns[lun].leaving = true; });
+    // The controller may be gone by then, its channels' state not.
+    std::vector<io::Worker*> workers(threads.workers.begin(), threads.workers.end());
+    auto& control = threads.control;
+    state_->channels.meet(
+        control,
+        [lun](StorChannel& channel, const std::shared_ptr<Barrier>& barrier) {
+          channel.stop_lun(lun, barrier);
+        },
+        [state = state_, lun, workers = std::move(workers), &control, in_use = std::move(in_use),
+         done = std::move(done)]() mutable {
+          state->channels.meet(
+              control,
+              [state, lun](StorChannel& channel, const std::shared_ptr<Barrier>& barrier) {
+                channel.drop_lun(lun);
+                barrier->arrive(&channel);
+              },
+              [state, lun, workers = std::move(workers), &control, in_use = std::move(in_use),
+               done = std::move(done)] {
+                ControllerState::Lun gone;
+                io::park_all(workers, [&] {
+                  gone = std::exchange(state->luns[lun], {});
+                  luns_changed(*state);
+                });
+                tell_channels(state, control, [](StorChannel& channel) { channel.tell_guest_of_luns(); });
+                if (const auto held = in_use.lock()) {
+                  held->gone = [&control, done] { control.post(done); };
+                } else {
+                  done();
+                }
+              });
+        });
+    return {};
+  }
+
+  Result<void> grow_disk(std::uint8_t lun, std::uint64_t size_bytes, const Threads& threads) override {
+    if (lun >= kMaxLuns || !state_->luns[lun].served()) return fail(Errc::kConfig, "there is no such disk");
+    const ControllerState::Lun& grown = state_->luns[lun];
+    const DiskGeometry& geometry = grown.unit->geometry();
+    const std::uint64_t usable = size_bytes - size_bytes % geometry.logical_block_bytes;
+    if (usable < geometry.size_bytes) return fail(Errc::kConfig, "a disk does not shrink under its guest");
+    if (usable == geometry.size_bytes) return {};
+    io::park_all(threads.workers, [&] {
+      grown.disk->grow(usable);
+      grown.unit->grow(usable);
+      record(*state_, lun);
+    });
+    return {};
+  }
+
+  Result<void> limit_disk(std::uint8_t lun, const DiskLimits& limits, const Threads& threads) override {
+    if (lun >= kMaxLuns || !state_->luns[lun].served()) return fail(Errc::kConfig, "there is no such disk");
+    ControllerState::Lun& limited = state_->luns[lun];
+    if (limited.limited == nullptr && !limits.any()) return {};
+    io::park_all(threads.workers, [&] {
+      if (limited.limited == nullptr) {
+        limit(limited, limits);
+      } else {
+        limited.limited->set_limits(limits);
+      }
+    });
+    tell_channels(threads, [lun](StorChannel& channel) { channel.limit_lun(lun); });
+    return {};
+  }
+
+  void set_limits(const VstorLimits& limits) { state_->limits = limits; }
 
   void add(DiskConfig&& disk, const DiskPlan& plan) {
-    const std::uint32_t max_transfer = state_.limits.max_transfer_bytes;
+    const std::uint8_t lun = disk.lun;
+    Made made = make(std::move(disk), plan);
+    in_use_[lun] = std::move(made.in_use);
+    state_->luns[lun] = std::move(made.lun);
+  }
+  [[nodiscard]] bool has(std::uint8_t lun) const { return state_->luns[lun].unit != nullptr; }
+
+ private:
+  struct Made {
+    std::weak_ptr<DiskInUse> in_use;
+    ControllerState::Lun lun;
+  };
+
+  [[nodiscard]] Made make(DiskConfig&& disk, const DiskPlan& plan) const {
+    const std::uint32_t max_transfer = state_->limits.max_transfer_bytes;
     LunOptions options;
     options.identity = make_identity(disk, instance_);
     options.geometry = plan.geometry;
@@ -158,8 +276,12 @@ class Controller final : public devices::Device {
     // The operator's promise, or the lack of one, is not the guest's to change.
     options.write_cache_changeable = disk.cache == CacheMode::kWriteback;
     options.keeps_reservations = static_cast<bool>(disk.reservations);
+    options.incarnation = disk.incarnation;
 
-    ControllerState::Lun& lun = state_.luns[disk.lun];
+    const auto in_use = std::make_shared<DiskInUse>();
+    Made made;
+    made.in_use = in_use;
+    ControllerState::Lun& lun = made.lun;
     lun.unit = std::make_unique<LogicalUnit>(std::move(options));
     KeptRecord kept(std::move(disk.reservations));
     if (const std::optional<PersistentReservation> reserved =
@@ -167,9 +289,9 @@ class Controller final : public devices::Device {
       lun.unit->reservations().set_state(*reserved);
     }
     if (disk.backend == DiskConfig::Backend::kNull) {
-      lun.disk = std::make_unique<NullDisk>(plan.geometry);
+      in_use->disk = std::make_unique<NullDisk>(plan.geometry);
     } else {
-      lun.disk =
+      in_use->disk =
           std::make_unique<FileDisk>(std::move(disk.fd), plan.probe, plan.geometry,
                                      FileDisk::Options{.max_transfer_bytes = max_transfer,
                                                        .ignore_flush = disk.cache == CacheMode::kUnsafe,
@@ -177,14 +299,51 @@ class Controller final : public devices::Device {
                                                        .subject = fmt::format("{} LUN {}", name_, disk.lun)},
                                      std::move(kept));
     }
-    if (disk.limits.any()) lun.disk = std::make_unique<LimitedDisk>(std::move(lun.disk), disk.limits);
+    lun.disk = std::shared_ptr<Disk>(in_use, in_use->disk.get());
+    if (disk.limits.any()) limit(lun, disk.limits);
+    return made;
   }
-  [[nodiscard]] bool has(std::uint8_t lun) const { return state_.luns[lun].unit != nullptr; }
 
- private:
+  static void limit(ControllerState::Lun& lun, const DiskLimits& limits) {
+    auto limited = std::make_shared<LimitedDisk>(std::move(lun.disk), limits);
+    lun.limited = limited.get();
+    lun.disk = std::move(limited);
+  }
+
+  // Has it known to a worker process that takes the guest up. All workers being parked; so the next.
+  static void record(const ControllerState& state, std::uint8_t lun) {
+    if (state.region == nullptr) return;
+    const ControllerState::Lun& now = state.luns[lun];
+    state.lun_records()[lun] = now.served() ? now.unit->save() : LunRecord{};
+  }
+
+  static void luns_changed(const ControllerState& state) {
+    for (std::uint8_t lun = 0; lun < kMaxLuns; ++lun) {
+      if (state.luns[lun].served()) state.luns[lun].unit->raise(UnitAttention::kReportedLunsChanged);
+      record(state, lun);
+    }
+    if (state.region != nullptr) state.record().notice_due = 1;
+  }
+
+  static void tell_channels(const std::shared_ptr<ControllerState>& state, io::Worker& control,
+                            const ChannelSet::Visit& tell) {
+    state->channels.meet(
+        control,
+        [state, tell](StorChannel& channel, const std::shared_ptr<Barrier>& barrier) {
+          tell(channel);
+          barrier->arrive(&channel);
+        },
+        [] {});
+  }
+  void tell_channels(const Threads& threads, const ChannelSet::Visit& tell) const {
+    tell_channels(state_, threads.control, tell);
+  }
+
   std::string name_;
   Guid instance_;
-  ControllerState state_;
+  // Shared with what has been asked of its channels.
+  std::shared_ptr<ControllerState> state_ = std::make_shared<ControllerState>();
+  std::array<std::weak_ptr<DiskInUse>, kMaxLuns> in_use_;  // state_->luns
 };
 
 }  // namespace
@@ -194,7 +353,7 @@ Result<void> check_disk(const DiskConfig& disk) {
   return {};
 }
 
-Result<std::unique_ptr<devices::Device>> make_controller(ControllerConfig config) {
+Result<std::unique_ptr<Controller>> make_controller(ControllerConfig config) {
   if (config.max_transfer_bytes % 4096 != 0 || config.max_transfer_bytes == 0 ||
       config.max_transfer_bytes > kMaxTransferBytes) {
     return fail(Errc::kConfig, "the transfer limit is not a multiple of 4096 from 4096 to 8388608 bytes");
@@ -205,14 +364,14 @@ Result<std::unique_ptr<devices::Device>> make_controller(ControllerConfig config
   const Guid instance = config.instance
                             ? *config.instance
                             : Guid::derive("vmbusd SCSI controller of " + config.partition, config.name);
-  auto controller = std::make_unique<Controller>(config.partition + "/" + config.name, instance);
+  auto controller = std::make_unique<ScsiController>(config.partition + "/" + config.name, instance);
   controller->set_limits({config.max_transfer_bytes, static_cast<std::uint16_t>(config.channels - 1)});
   for (DiskConfig& disk : config.disks) {
     VMBUSD_TRY(const DiskPlan plan, plan_disk(disk));
     if (controller->has(disk.lun)) return fail(Errc::kConfig, "the LUN is given twice");
     controller->add(std::move(disk), plan);
   }
-  return controller;
+  return Result<std::unique_ptr<Controller>>(std::move(controller));
 }
 
 }  // namespace vmbusd::storvsp

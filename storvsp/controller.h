@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,6 +33,8 @@ struct DiskConfig {
   enum class Backend : std::uint8_t { kFile, kNull };
 
   std::uint8_t lun = 0;  // < kMaxLuns, each once
+  // Tells this disk from others that were at its LUN before, for a guest that is taken up; not 0.
+  std::uint32_t incarnation = 1;
   Backend backend = Backend::kFile;
   // kFile: raw file or block device, open for reading and, unless read_only, writing. O_DIRECT or not is the
   // opener's choice: it holds where the descriptor has it.
@@ -63,6 +67,29 @@ struct ControllerConfig {
   std::vector<DiskConfig> disks;
 };
 
+// Who is held up for a moment by a change at run time: the workers that have its channels, or may. They run.
+struct Threads {
+  io::Worker& control;  // whose thread asks for it
+  std::span<io::Worker* const> workers;
+};
+
+// Its disks come, go and change at run time; a guest that is connected is told. Control thread.
+class Controller : public devices::Device {
+ public:
+  // Errors as make_controller()'s; Errc::kWrongState where the LUN's last disk is still leaving.
+  [[nodiscard]] virtual Result<void> add_disk(DiskConfig disk, const Threads& threads) = 0;
+  // What the guest asks of the disk from now on is answered as if it had never been there; what is under way
+  // is aborted, or ends as it will. Then the disk's descriptors are closed and `done` is called, from the
+  // control worker's loop. Errc::kConfig: no such disk.
+  [[nodiscard]] virtual Result<void> remove_disk(std::uint8_t lun, const Threads& threads,
+                                                 std::function<void()> done) = 0;
+  // The file or device has at least so many bytes now. Never less than before: Errc::kConfig.
+  [[nodiscard]] virtual Result<void> grow_disk(std::uint8_t lun, std::uint64_t size_bytes,
+                                               const Threads& threads) = 0;
+  [[nodiscard]] virtual Result<void> limit_disk(std::uint8_t lun, const DiskLimits& limits,
+                                                const Threads& threads) = 0;
+};
+
 // Checks one disk as make_controller() will, so that the caller can say which disk is wrong and where that is
 // configured. Errc::kConfig: a value out of range or at odds with the descriptor; Errc::kOs: the descriptor
 // cannot be examined. Error::text tells what.
@@ -70,6 +97,6 @@ struct ControllerConfig {
 
 // Takes the descriptors over. Errors as check_disk(), and Errc::kConfig for a LUN given twice. Control
 // thread.
-[[nodiscard]] Result<std::unique_ptr<devices::Device>> make_controller(ControllerConfig config);
+[[nodiscard]] Result<std::unique_ptr<Controller>> make_controller(ControllerConfig config);
 
 }  // namespace vmbusd::storvsp

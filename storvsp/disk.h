@@ -104,6 +104,8 @@ class DiskQueue {
   // Memory that buffers name is not touched by the daemon itself any more (the kernel still may, until
   // disk_done).
   virtual void cancel() noexcept = 0;
+  // The disk's limits have changed: what waits for its time, waits for another now.
+  virtual void limits_changed() noexcept {}
 
   // For DiskRequest: the CQE of an SQE that had `request` as its IoOp.
   virtual void completed(DiskRequest& request, std::int32_t result) noexcept = 0;
@@ -113,7 +115,8 @@ inline void DiskRequest::complete(std::int32_t result, std::uint32_t /*cqe_flags
   queue->completed(*this, result);
 }
 
-// The medium. Shared by the channels of a controller, on any worker: immutable while queues are open.
+// The medium. Shared by the channels of a controller, on any worker: what changes it runs while all workers
+// are parked.
 class Disk {
  public:
   virtual ~Disk() = default;
@@ -121,6 +124,9 @@ class Disk {
   [[nodiscard]] virtual const DiskGeometry& geometry() const = 0;
   // Worker thread of `worker`. The disk outlives the queue.
   [[nodiscard]] virtual std::unique_ptr<DiskQueue> open_queue(io::Worker& worker) = 0;
+  // The medium has grown to this, a multiple of the block. Control thread, all workers being parked. For
+  // disks that can be made larger while they are in use.
+  virtual void grow(std::uint64_t size_bytes) { (void)size_bytes; }
 };
 
 }  // namespace vmbusd::storvsp

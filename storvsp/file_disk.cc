@@ -261,8 +261,9 @@ class FileQueue final : public DiskQueue, private io::Pollable {
     }
     in_flight_.push_back(request);
     posting_.fetch_add(1, std::memory_order_relaxed);
-    disk_.blocking_calls_.post([this, &request] {
-      const int error = call(request);
+    // That thread goes on while others are parked for grow().
+    disk_.blocking_calls_.post([this, &request, geometry = disk_.geometry_] {
+      const int error = call(request, geometry);
       worker_.post([this, &request, error] { completed(request, -error); });
       // release: pairs with the acquire in the destructor.
       posting_.fetch_sub(1, std::memory_order_release);
@@ -270,12 +271,12 @@ class FileQueue final : public DiskQueue, private io::Pollable {
   }
 
   // On the disk's thread.
-  [[nodiscard]] int call(DiskRequest& request) const noexcept {
+  [[nodiscard]] int call(DiskRequest& request, const DiskGeometry& geometry) const noexcept {
     const int fd = disk_.fd_.get();
     const DiskIo& io = request.io;
     switch (io.op) {
       case DiskOp::kMap:
-        return find_extent(fd, disk_.geometry_, io.offset, request.extent);
+        return find_extent(fd, geometry, io.offset, request.extent);
       case DiskOp::kKeep:
         return disk_.kept_.replace({static_cast<const std::byte*>(request.buffers[0].iov_base), io.length});
       default:

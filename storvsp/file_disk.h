@@ -52,6 +52,7 @@ class FileDisk final : public Disk {
 
   [[nodiscard]] const DiskGeometry& geometry() const override { return geometry_; }
   [[nodiscard]] std::unique_ptr<DiskQueue> open_queue(io::Worker& worker) override;
+  void grow(std::uint64_t size_bytes) override { geometry_.size_bytes = size_bytes; }
   // Whether reads and writes are polled for. Any thread.
   [[nodiscard]] bool polls() const { return polls_.load(std::memory_order_relaxed); }
 

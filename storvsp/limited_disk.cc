@@ -45,6 +45,12 @@ class LimitedQueue final : public DiskQueue, private io::Timer {
     request.disk_done(ECANCELED);
   }
 
+  void limits_changed() noexcept override {
+    if (waiting_.empty()) return;
+    due_of_first_ = disk_.begin_of(waiting_.front().io, Clock::now());
+    worker_.arm(*this, due_of_first_);
+  }
+
   void cancel() noexcept override {
     cancelled_ = true;
     worker_.disarm(*this);
@@ -87,14 +93,24 @@ class LimitedQueue final : public DiskQueue, private io::Timer {
 
 }  // namespace
 
-LimitedDisk::LimitedDisk(std::unique_ptr<Disk> disk, const DiskLimits& limits)
+LimitedDisk::LimitedDisk(std::shared_ptr<Disk> disk, const DiskLimits& limits)
     : disk_(std::move(disk)),
       limits_(limits),
       operations_(std::chrono::milliseconds(limits.burst_ms)),
       bytes_(std::chrono::milliseconds(limits.burst_ms)) {}
 
 std::unique_ptr<DiskQueue> LimitedDisk::open_queue(io::Worker& worker) {
-  return std::make_unique<LimitedQueue>(*this, disk_->open_queue(worker), worker);
+  return limit(disk_->open_queue(worker), worker);
+}
+
+std::unique_ptr<DiskQueue> LimitedDisk::limit(std::unique_ptr<DiskQueue> queue, io::Worker& worker) {
+  return std::make_unique<LimitedQueue>(*this, std::move(queue), worker);
+}
+
+void LimitedDisk::set_limits(const DiskLimits& limits) {
+  limits_ = limits;
+  operations_.reset(std::chrono::milliseconds(limits.burst_ms));
+  bytes_.reset(std::chrono::milliseconds(limits.burst_ms));
 }
 
 Clock::time_point LimitedDisk::begin_of(const DiskIo& io, Clock::time_point now) {

@@ -28,6 +28,12 @@ class Pace {
 
   explicit Pace(Clock::duration burst) : burst_(burst.count()) {}
 
+  // Begins anew, while nobody takes.
+  void reset(Clock::duration burst) {
+    burst_ = burst.count();
+    next_.store(0, std::memory_order_relaxed);
+  }
+
   // When what takes `cost` of the pace's time may begin; at once where that is not after `now`.
   Clock::time_point take(Clock::time_point now, Clock::duration cost) {
     const Clock::rep earliest = now.time_since_epoch().count() - burst_;
@@ -41,7 +47,7 @@ class Pace {
   }
 
  private:
-  const Clock::rep burst_;
+  Clock::rep burst_;
   std::atomic<Clock::rep> next_{0};
 };
 
@@ -49,16 +55,21 @@ class Pace {
 // together. What waits can be aborted.
 class LimitedDisk final : public Disk {
  public:
-  LimitedDisk(std::unique_ptr<Disk> disk, const DiskLimits& limits);
+  LimitedDisk(std::shared_ptr<Disk> disk, const DiskLimits& limits);
 
   [[nodiscard]] const DiskGeometry& geometry() const override { return disk_->geometry(); }
   [[nodiscard]] std::unique_ptr<DiskQueue> open_queue(io::Worker& worker) override;
+  // The same for a queue of the other disk's that is in use already.
+  [[nodiscard]] std::unique_ptr<DiskQueue> limit(std::unique_ptr<DiskQueue> queue, io::Worker& worker);
+  void grow(std::uint64_t size_bytes) override { disk_->grow(size_bytes); }
+  // Control thread, all workers being parked; then each queue's limits_changed().
+  void set_limits(const DiskLimits& limits);
 
   // When that operation may begin. Any thread.
   [[nodiscard]] io::Clock::time_point begin_of(const DiskIo& io, io::Clock::time_point now);
 
  private:
-  std::unique_ptr<Disk> disk_;
+  std::shared_ptr<Disk> disk_;
   DiskLimits limits_;
   Pace operations_;
   Pace bytes_;

@@ -26,7 +26,7 @@ class NullQueue final : public DiskQueue {
     VMBUSD_ASSERT(false);  // nothing is ever submitted to the kernel
   }
 
-  DiskGeometry geometry_;
+  const DiskGeometry& geometry_;
 };
 
 }  // namespace

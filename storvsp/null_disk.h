@@ -11,6 +11,7 @@ class NullDisk final : public Disk {
 
   [[nodiscard]] const DiskGeometry& geometry() const override { return geometry_; }
   [[nodiscard]] std::unique_ptr<DiskQueue> open_queue(io::Worker& worker) override;
+  void grow(std::uint64_t size_bytes) override { geometry_.size_bytes = size_bytes; }
 
  private:
   DiskGeometry geometry_;

@@ -99,7 +99,9 @@ enum class Asc : std::uint16_t {
   kPowerOnOrReset = 0x2900,
   kBusReset = 0x2902,
   kLogicalUnitReset = 0x2903,
+  kCapacityDataHasChanged = 0x2a09,
   kSavingParametersNotSupported = 0x3900,
+  kReportedLunsDataHasChanged = 0x3f0e,
   kInternalTargetFailure = 0x4400,
 };
 

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <initializer_list>
 
 #include "storvsp/scsi_handlers.h"
 
@@ -215,16 +216,32 @@ bool check_command(const CommandEntry& entry, const ScsiCommand& command, ScsiRe
 
 namespace {
 
-// Unit attentions, the first first. Reporting one takes those behind it with it: they say less.
-// [SPC-4: ASC and ASCQ assignments, 29h]
+constexpr std::uint32_t bits(std::initializer_list<UnitAttention> attentions) {
+  std::uint32_t all = 0;
+  for (const UnitAttention attention : attentions) all |= static_cast<std::uint32_t>(attention);
+  return all;
+}
+
+// Unit attentions, the first first. Reporting one takes with it what says no more than it does.
+// [SPC-4: ASC and ASCQ assignments, 29h, 2Ah, 3Fh]
 struct AttentionEntry {
   UnitAttention attention;
   scsi::Asc asc;
+  std::uint32_t takes;
 };
-constexpr std::array<AttentionEntry, 3> kAttentions = {{
-    {UnitAttention::kPowerOn, scsi::Asc::kPowerOnOrReset},
-    {UnitAttention::kBusReset, scsi::Asc::kBusReset},
-    {UnitAttention::kLogicalUnitReset, scsi::Asc::kLogicalUnitReset},
+constexpr std::uint32_t kAllAttentions =
+    bits({UnitAttention::kPowerOn, UnitAttention::kBusReset, UnitAttention::kLogicalUnitReset,
+          UnitAttention::kCapacityChanged, UnitAttention::kReportedLunsChanged});
+constexpr std::array<AttentionEntry, 5> kAttentions = {{
+    {UnitAttention::kPowerOn, scsi::Asc::kPowerOnOrReset, kAllAttentions},
+    {UnitAttention::kBusReset, scsi::Asc::kBusReset,
+     bits({UnitAttention::kBusReset, UnitAttention::kLogicalUnitReset})},
+    {UnitAttention::kLogicalUnitReset, scsi::Asc::kLogicalUnitReset,
+     bits({UnitAttention::kLogicalUnitReset})},
+    {UnitAttention::kCapacityChanged, scsi::Asc::kCapacityDataHasChanged,
+     bits({UnitAttention::kCapacityChanged})},
+    {UnitAttention::kReportedLunsChanged, scsi::Asc::kReportedLunsDataHasChanged,
+     bits({UnitAttention::kReportedLunsChanged})},
 }};
 
 // What a stopped unit does not do. SYNCHRONIZE CACHE it does: nothing is left to be flushed, and a guest that
@@ -262,6 +279,8 @@ LunRecord LogicalUnit::save() const {
   LunRecord record = reservations_.save();
   record.attention = special_.load(std::memory_order_relaxed) & ~kExclusive;
   record.write_cache = write_cache() ? 1 : 0;
+  record.incarnation = options_.incarnation;
+  record.size_bytes = options_.geometry.size_bytes;
   return record;
 }
 
@@ -269,14 +288,18 @@ Result<void> LogicalUnit::restore(const LunRecord& record) {
   VMBUSD_CHECK(reservations_.restore(record));
   special_.store(record.attention & ~kExclusive, std::memory_order_relaxed);
   set_write_cache(record.write_cache != 0);
+  // It grew and nobody lived to tell.
+  if (record.size_bytes != options_.geometry.size_bytes) raise(UnitAttention::kCapacityChanged);
   return {};
 }
 
 std::optional<scsi::Asc> LogicalUnit::take_attention() {
-  constexpr std::uint32_t kAll = ~(kExclusive | kStopped);
-  const std::uint32_t pending = special_.fetch_and(~kAll, std::memory_order_relaxed) & kAll;
+  if ((special_.load(std::memory_order_relaxed) & kAllAttentions) == 0) return std::nullopt;
   for (const AttentionEntry& entry : kAttentions) {
-    if ((pending & static_cast<std::uint32_t>(entry.attention)) != 0) return entry.asc;
+    const auto bit = static_cast<std::uint32_t>(entry.attention);
+    if ((special_.load(std::memory_order_relaxed) & bit) == 0) continue;
+    // Of two commands that see it, one reports it.
+    if ((special_.fetch_and(~entry.takes, std::memory_order_relaxed) & bit) != 0) return entry.asc;
   }
   return std::nullopt;
 }

@@ -33,6 +33,7 @@ struct LunOptions {
   bool write_cache = true;             // WCE: writes may complete before they are durable
   bool write_cache_changeable = true;  // by MODE SELECT
   bool keeps_reservations = false;     // DiskOp::kKeep works
+  std::uint32_t incarnation = 1;       // DiskConfig's
 };
 
 // Conditions that the next command reports, as bits.
@@ -40,10 +41,12 @@ enum class UnitAttention : std::uint32_t {
   kPowerOn = 1u << 0,
   kBusReset = 1u << 1,
   kLogicalUnitReset = 1u << 2,
+  kCapacityChanged = 1u << 3,
+  kReportedLunsChanged = 1u << 4,  // other LUNs came or went
 };
 
-// A disk as the guest sees it. Shared by the channels of its controller: options do not change while channels
-// are open, and what commands change is atomic.
+// A disk as the guest sees it. Shared by the channels of its controller: options change while all workers are
+// parked, and what commands change is atomic.
 class LogicalUnit {
  public:
   explicit LogicalUnit(LunOptions options) : options_(std::move(options)) { reset(); }
@@ -75,9 +78,19 @@ class LogicalUnit {
     special_.fetch_or(static_cast<std::uint32_t>(attention), std::memory_order_relaxed);
   }
 
+  // Its medium has grown, to a multiple of the block. Control thread, all workers being parked.
+  void grow(std::uint64_t size_bytes) {
+    options_.geometry.size_bytes = size_bytes;
+    raise(UnitAttention::kCapacityChanged);
+  }
+
   // What commands have changed, for a worker process that takes the controller up. It is not trusted:
   // Errc::kProtocol where it cannot be. Any thread; restore() before commands come.
   [[nodiscard]] LunRecord save() const;
+  // Whether a record is of this disk rather than of one that was at the same LUN before.
+  [[nodiscard]] bool is_of(const LunRecord& record) const {
+    return record.incarnation == options_.incarnation;
+  }
   [[nodiscard]] Result<void> restore(const LunRecord& record);
 
   // For kExclusiveJob: from now on other commands of the medium are held; the job may begin when those that

@@ -197,10 +197,8 @@ void StorChannel::start(devices::Channel& channel) {
     broken_ = allocated.error();
     return;
   }
-  for (std::size_t lun = 0; lun < kLunSlots; ++lun) {
-    if (state_.luns[lun].disk == nullptr) continue;
-    queues_[lun] = state_.luns[lun].disk->open_queue(channel.worker());
-    luns_ |= std::uint64_t{1} << lun;
+  for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
+    if (state_.luns[lun].served()) open_queue(lun);
   }
   state_.channels.add(*this, channel.worker());
   if (primary_) state_.region = channel.shared_region();
@@ -210,8 +208,14 @@ void StorChannel::start(devices::Channel& channel) {
   record_->session = session_.save();
   if (!primary_) return;
   for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
-    if (state_.luns[lun].unit != nullptr) state_.lun_records()[lun] = state_.luns[lun].unit->save();
+    if (state_.luns[lun].served()) state_.lun_records()[lun] = state_.luns[lun].unit->save();
   }
+}
+
+void StorChannel::open_queue(std::uint8_t lun) {
+  disks_[lun] = state_.luns[lun].disk;
+  queues_[lun] = disks_[lun]->open_queue(channel_->worker());
+  luns_ |= std::uint64_t{1} << lun;
 }
 
 Result<void> StorChannel::allocate() {
@@ -245,11 +249,11 @@ Result<void> StorChannel::allocate() {
 
 Result<bool> StorChannel::service(std::uint32_t budget) {
   if (broken_) return tl::unexpected<Error>(*broken_);
-  bool worked = !answers_.empty();
+  bool worked = waits();
   for (std::uint32_t i = 0; i < budget; ++i) {
     // A guest that does not read its answers gets no new ones.
-    if (!answers_.empty()) {
-      VMBUSD_TRY(const bool written, write_waiting_answers());
+    if (waits()) {
+      VMBUSD_TRY(const bool written, write_waiting());
       if (!written) break;
     }
     if (full()) break;
@@ -259,17 +263,21 @@ Result<bool> StorChannel::service(std::uint32_t budget) {
     if (broken_) return tl::unexpected<Error>(*broken_);
     worked = true;
   }
-  if (!answers_.empty()) {
-    VMBUSD_TRY(const bool written, write_waiting_answers());
+  if (waits()) {
+    VMBUSD_TRY(const bool written, write_waiting());
     if (!written) worked = false;
   }
   // Those that were answered are free again when that is published.
-  if ((full() && answered_.empty()) || !answers_.empty()) channel_->stall();
+  if ((full() && answered_.empty()) || waits()) channel_->stall();
   return worked;
 }
 
 void StorChannel::published() {
   free_.splice(free_.begin(), answered_);
+  if (notice_written_) [[unlikely]] {
+    notice_written_ = false;
+    record_->notice_due = 0;
+  }
 }
 
 void StorChannel::stop() {
@@ -467,10 +475,7 @@ Result<void> StorChannel::recover() {
   }
   VMBUSD_CHECK(session_.restore(record_->session));
   if (primary_) {
-    for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
-      if (state_.luns[lun].unit == nullptr) continue;
-      VMBUSD_CHECK(state_.luns[lun].unit->restore(state_.lun_records()[lun]));
-    }
+    VMBUSD_CHECK(recover_luns());
     // release: as in receive().
     if (session_.ready()) state_.ready_version.store(session_.version(), std::memory_order_release);
   }
@@ -509,6 +514,27 @@ Result<void> StorChannel::recover() {
   std::sort(in_hand.begin(), in_hand.end(),
             [](const StorRequest* a, const StorRequest* b) { return a->slot->sequence < b->slot->sequence; });
   for (StorRequest* const request : in_hand) VMBUSD_CHECK(redo(*request));
+  return {};
+}
+
+// Disks may have come and gone since the last process heard of any.
+Result<void> StorChannel::recover_luns() {
+  const std::span<LunRecord, kLunSlots> records = state_.lun_records();
+  bool changed = false;
+  for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
+    const ControllerState::Lun& now = state_.luns[lun];
+    if (now.served() && now.unit->is_of(records[lun])) {
+      VMBUSD_CHECK(now.unit->restore(records[lun]));
+    } else if (now.served() || records[lun].incarnation != 0) {
+      changed = true;
+    }
+  }
+  for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
+    const ControllerState::Lun& now = state_.luns[lun];
+    if (changed && now.served()) now.unit->raise(UnitAttention::kReportedLunsChanged);
+    records[lun] = now.served() ? now.unit->save() : LunRecord{};
+  }
+  if (changed || record_->notice_due != 0) tell_guest_of_luns();
   return {};
 }
 
@@ -554,11 +580,11 @@ void StorChannel::reset(StorRequest& request) {
 void StorChannel::finish_reset(StorRequest& request, std::uint64_t luns) {
   if (!channel_->stopping()) {
     const bool one_lun = request.slot->packet.header.operation == Operation::kResetLun;
-    for (std::size_t lun = 0; lun < kLunSlots; ++lun) {
-      LogicalUnit* const unit = state_.luns[lun].unit.get();
-      if (unit == nullptr || (luns >> lun & 1) == 0) continue;
-      unit->reset_by_guest(one_lun ? UnitAttention::kLogicalUnitReset : UnitAttention::kBusReset);
-      record_lun(static_cast<std::uint8_t>(lun));
+    for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
+      if ((luns & luns_ >> lun & 1) == 0) continue;
+      state_.luns[lun].unit->reset_by_guest(one_lun ? UnitAttention::kLogicalUnitReset
+                                                    : UnitAttention::kBusReset);
+      record_lun(lun);
     }
     resets_.erase(resets_.iterator_to(request));
     complete(*request.slot, Status::kSuccess, SrbStatus::kSuccess, scsi::Status::kGood, 0);
@@ -606,6 +632,41 @@ void StorChannel::finish_drains() {
     drains_.erase(drains_.begin() + static_cast<std::ptrdiff_t>(i));
     barrier->arrive(this);
   }
+}
+
+// Changes of LUNs.
+
+void StorChannel::add_lun(std::uint8_t lun) {
+  if (!channel_->stopping() && queues_[lun] == nullptr && state_.luns[lun].served()) open_queue(lun);
+}
+
+void StorChannel::stop_lun(std::uint8_t lun, const std::shared_ptr<Barrier>& barrier) {
+  luns_ &= ~(std::uint64_t{1} << lun);
+  abort(std::uint64_t{1} << lun, barrier);
+}
+
+void StorChannel::drop_lun(std::uint8_t lun) {
+  if (queues_[lun] == nullptr) return;
+  queues_[lun]->cancel();
+  queues_[lun].reset();
+  disks_[lun].reset();
+}
+
+void StorChannel::limit_lun(std::uint8_t lun) {
+  const ControllerState::Lun& now = state_.luns[lun];
+  if (queues_[lun] == nullptr || channel_->stopping()) return;
+  if (disks_[lun] == now.disk) return queues_[lun]->limits_changed();
+  queues_[lun] = now.limited->limit(std::move(queues_[lun]), channel_->worker());
+  disks_[lun] = now.disk;
+}
+
+// A guest that is not ready yet has still to look for its LUNs.
+void StorChannel::tell_guest_of_luns() {
+  if (!primary_ || channel_->stopping() || !session_.ready()) return;
+  record_->notice_due = 1;
+  if (session_.version() < vstor::kVersionWin7) return;  // knows no such packet
+  notice_waits_ = true;
+  channel_->activate();
 }
 
 // From here on other channels do not wait for this one.
@@ -795,7 +856,17 @@ Result<bool> StorChannel::write_answer(const StorRequest& request) {
   return channel_->outgoing().write(packet);
 }
 
-Result<bool> StorChannel::write_waiting_answers() {
+// [linux: storvsc_drv.c, storvsc_on_receive] A packet without a completion, by transaction id 0.
+Result<bool> StorChannel::write_notice() {
+  vstor::Packet notice{};
+  notice.header.operation = Operation::kEnumerateBus;
+  ring::PacketToWrite packet;
+  packet.type = ring::PacketType::kInband;
+  packet.payload = wire_bytes(notice).first(session_.packet_size());
+  return channel_->outgoing().write(packet);
+}
+
+Result<bool> StorChannel::write_waiting() {
   ring::OutgoingRing& outgoing = channel_->outgoing();
   while (!answers_.empty()) {
     StorRequest& request = answers_.front();
@@ -808,6 +879,17 @@ Result<bool> StorChannel::write_waiting_answers() {
     }
     answers_.pop_front();
     answered(request);
+  }
+  while (notice_waits_) {
+    VMBUSD_TRY(const bool written, write_notice());
+    if (!written) {
+      VMBUSD_TRY(const bool armed,
+                 outgoing.arm_space(ring::OutgoingRing::packet_size(0, session_.packet_size())));
+      if (armed) return false;
+      continue;
+    }
+    notice_waits_ = false;
+    notice_written_ = true;
   }
   if (outgoing.space_armed()) outgoing.clear_space();
   return true;

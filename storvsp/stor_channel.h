@@ -17,6 +17,7 @@
 #include "storvsp/channel_set.h"
 #include "storvsp/disk.h"
 #include "storvsp/lazy_memory.h"
+#include "storvsp/limited_disk.h"
 #include "storvsp/scsi_job.h"
 #include "storvsp/scsi_target.h"
 #include "storvsp/stor_record.h"
@@ -25,11 +26,15 @@
 
 namespace vmbusd::storvsp {
 
-// What the channels of a controller share; made before the first opens, destroyed after the last closed.
+// What the channels of a controller share; made before the first opens, destroyed after the last closed. LUNs
+// come and go while all workers are parked.
 struct ControllerState {
   struct Lun {
-    std::unique_ptr<Disk> disk;  // nullptr: no such LUN
+    std::shared_ptr<Disk> disk;  // nullptr: no such LUN; channels that have a queue of it hold it too
     std::unique_ptr<LogicalUnit> unit;
+    LimitedDisk* limited = nullptr;  // `disk`, where it is one
+    bool leaving = false;            // no channel takes it up any more
+    [[nodiscard]] bool served() const { return disk != nullptr && !leaving; }
   };
 
   VstorLimits limits;
@@ -41,10 +46,10 @@ struct ControllerState {
   // The primary channel's, which all channels write. Set by its worker before sub-channels open; the next
   // primary's comes when all have closed.
   std::shared_ptr<devices::RecoveryRegion> region;
-  std::span<LunRecord, kLunSlots> lun_records() const {
-    return reinterpret_cast<StorRecord*>(region->bytes().subspan(devices::Channel::kRecordBytes).data())
-        ->luns;
+  StorRecord& record() const {
+    return *reinterpret_cast<StorRecord*>(region->bytes().subspan(devices::Channel::kRecordBytes).data());
   }
+  std::span<LunRecord, kLunSlots> lun_records() const { return record().luns; }
 };
 
 class StorChannel;
@@ -109,6 +114,18 @@ class alignas(kCacheLineBytes) StorChannel final : public devices::ChannelHandle
   void published() override;
   void stop() override;
 
+  // Changes of the controller's LUNs at run time, on the channel's worker.
+  // Serves it from here on.
+  void add_lun(std::uint8_t lun);
+  // Serves it no more, and arrives when nothing of it is under way.
+  void stop_lun(std::uint8_t lun, const std::shared_ptr<Barrier>& barrier);
+  // Then, when all channels have: lets go of its disk.
+  void drop_lun(std::uint8_t lun);
+  // ControllerState::Lun::limited is there now, or has other limits.
+  void limit_lun(std::uint8_t lun);
+  // The primary channel has its guest look which LUNs there are.
+  void tell_guest_of_luns();
+
  private:
   friend class StorRequest;
   using List = bi::list<StorRequest, bi::member_hook<StorRequest, StorRequest::Hook, &StorRequest::hook>,
@@ -145,8 +162,13 @@ class alignas(kCacheLineBytes) StorChannel final : public devices::ChannelHandle
   void log_failure(const StorRequest& request, int error);
   void answer(StorRequest& request);
   // False: the outgoing ring is full, and the guest will signal when it is not.
-  [[nodiscard]] Result<bool> write_waiting_answers();
+  [[nodiscard]] Result<bool> write_waiting();
   [[nodiscard]] Result<bool> write_answer(const StorRequest& request);
+  [[nodiscard]] Result<bool> write_notice();
+  // Something is to go into the outgoing ring that had no room.
+  [[nodiscard]] bool waits() const { return !answers_.empty() || notice_waits_; }
+  [[nodiscard]] Result<void> recover_luns();
+  void open_queue(std::uint8_t lun);
   void release(StorRequest& request) {
     request.slot->mark(StorSlot::kFree);
     bytes_in_hand_ -= request.bytes;
@@ -171,8 +193,11 @@ class alignas(kCacheLineBytes) StorChannel final : public devices::ChannelHandle
   devices::Channel* channel_ = nullptr;
   std::optional<Error> broken_;  // found outside service(), which reports it
 
-  std::array<std::unique_ptr<DiskQueue>, kLunSlots> queues_;
-  std::uint64_t luns_ = 0;  // bit n: LUN n is there
+  std::array<std::shared_ptr<Disk>, kLunSlots> disks_;
+  std::array<std::unique_ptr<DiskQueue>, kLunSlots> queues_;  // of disks_
+  std::uint64_t luns_ = 0;                                    // bit n: LUN n is there
+  bool notice_waits_ = false;                                 // tell_guest_of_luns() ...
+  bool notice_written_ = false;                               // ... has not been published
   LazyMemory vector_memory_;
   std::unique_ptr<StorRequest[]> requests_;
   std::size_t count_ = 0;         // of requests

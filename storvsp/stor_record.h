@@ -58,6 +58,9 @@ struct LunRecord {
   std::uint8_t write_cache;
   std::uint8_t kept;  // APTPL
   std::array<std::uint8_t, 3> reserved;
+  std::uint32_t incarnation;  // DiskConfig's; 0: no disk
+  std::uint32_t reserved2;
+  std::uint64_t size_bytes;
   friend bool operator==(const LunRecord&, const LunRecord&) = default;
 };
 
@@ -72,6 +75,7 @@ struct alignas(64) StorRecord {
   std::uint32_t slots;
   std::uint32_t segments_max;
   SessionRecord session;
+  std::uint32_t notice_due;  // bool, of a primary channel: the guest is to hear that LUNs came or went
   std::array<LunRecord, kLunSlots> luns;  // of a primary channel: for all of the controller's
 };
 
