@@ -102,7 +102,7 @@ class DiskQueue {
   virtual void abort(DiskRequest& request) noexcept = 0;
   // For good: ends early what can be ended, with ECANCELED; what the kernel has begun completes as it will.
   // Memory that buffers name is not touched by the daemon itself any more (the kernel still may, until
-  // disk_done).
+  // disk_done, and libnbd, which writes zeros where a server says that there are some).
   virtual void cancel() noexcept = 0;
   // The disk's limits have changed: what waits for its time, waits for another now.
   virtual void limits_changed() noexcept {}
