@@ -20,6 +20,14 @@ constexpr const char* kAddNic = "add-nic";
 constexpr const char* kStart = "start";
 constexpr const char* kConnection = "connection";
 constexpr const char* kChangeNic = "change-nic";
+constexpr const char* kChangeDevices = "change-devices";
+constexpr const char* kWhat = "what";
+constexpr const char* kRemoveDevice = "remove-device";
+constexpr const char* kAddDisk = "add-disk";
+constexpr const char* kRemoveDisk = "remove-disk";
+constexpr const char* kGrowDisk = "grow-disk";
+constexpr const char* kLimitDisk = "limit-disk";
+constexpr const char* kChanged = "changed";
 constexpr const char* kStatus = "status";
 constexpr const char* kGuest = "guest";
 constexpr const char* kLogLevel = "log-level";
@@ -79,18 +87,29 @@ integration::Config read_integration(ObjectReader& object) {
   return config;
 }
 
+std::uint8_t read_lun(ObjectReader& object) {
+  return static_cast<std::uint8_t>(object.integer("lun", 0, storvsp::kMaxLuns - 1));
+}
+
+storvsp::DiskLimits read_limits(ObjectReader& object) {
+  storvsp::DiskLimits limits;
+  limits.operations = object.integer("operations_max", 0, kDiskOperationsMax);
+  limits.bytes = object.integer64("bytes_max");
+  limits.burst_ms = object.integer("burst_ms", 0, kBurstMsMax);
+  return limits;
+}
+
 storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   using Backend = storvsp::DiskConfig::Backend;
   storvsp::DiskConfig disk;
-  disk.lun = static_cast<std::uint8_t>(object.integer("lun", 0, storvsp::kMaxLuns - 1));
+  disk.lun = read_lun(object);
+  disk.incarnation = object.integer("incarnation", 1, UINT32_MAX);
   disk.backend =
       static_cast<Backend>(object.integer("backend", 0, static_cast<std::uint32_t>(Backend::kNull)));
   if (disk.backend == Backend::kFile) disk.fd = fds.take();
   if (object.boolean("reservations")) disk.reservations = fds.take();
   disk.size_bytes = object.integer64("size_bytes");
-  disk.limits.operations = object.integer("operations_max", 0, kDiskOperationsMax);
-  disk.limits.bytes = object.integer64("bytes_max");
-  disk.limits.burst_ms = object.integer("burst_ms", 0, kBurstMsMax);
+  disk.limits = read_limits(object);
   disk.read_only = object.boolean("read_only");
   disk.poll = object.boolean("poll");
   disk.discard = object.boolean("discard");
@@ -111,6 +130,7 @@ storvsp::ControllerConfig read_controller(ObjectReader& object, FdQueue& fds) {
   controller.partition = object.text("partition");
   controller.name = object.text("name");
   controller.instance = object.guid("instance");
+  controller.incarnation = object.integer("incarnation", 1, UINT32_MAX);
   controller.max_transfer_bytes = object.integer("max_transfer_bytes", 4096, storvsp::kMaxTransferBytes);
   controller.channels = object.integer("channels", 0, storvsp::kMaxChannels);
   object.array("disks", storvsp::kMaxLuns,
@@ -130,6 +150,7 @@ netvsp::NicConfig read_nic(ObjectReader& object, FdQueue& fds) {
   nic.partition = object.text("partition");
   nic.name = object.text("name");
   nic.instance = object.guid("instance");
+  nic.incarnation = object.integer("incarnation", 1, UINT32_MAX);
   nic.mac = object.mac("mac");
   nic.mtu = object.integer("mtu", netvsp::kMtuMin, netvsp::kMtuMax);
   nic.backend =
@@ -143,6 +164,20 @@ netvsp::NicConfig read_nic(ObjectReader& object, FdQueue& fds) {
   nic.friendly_name = object.text("friendly_name");
   nic.null_receive_bytes = object.integer("null_receive_bytes", 0, UINT16_MAX);
   return nic;
+}
+
+std::optional<DeviceChange> read_change(ObjectReader& object, FdQueue& fds) {
+  const std::string what = object.text(kWhat);
+  if (what == kAddScsi) return read_controller(object, fds);
+  if (what == kAddNic) return read_nic(object, fds);
+  if (what == kRemoveDevice) return RemoveDevice{object.text("device")};
+  const std::string controller = object.text("controller");
+  if (what == kAddDisk) return AddDisk{controller, read_disk(object, fds)};
+  const std::uint8_t lun = read_lun(object);
+  if (what == kRemoveDisk) return RemoveDisk{controller, lun};
+  if (what == kGrowDisk) return GrowDisk{controller, lun, object.integer64("size_bytes")};
+  if (what == kLimitDisk) return LimitDisk{controller, lun, read_limits(object)};
+  return std::nullopt;
 }
 
 std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
@@ -175,6 +210,12 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     command.link = object.boolean_or_null("link");
     command.fds = read_queues(object, fds);
     return command;
+  }
+  if (what == kChangeDevices) {
+    const std::uint32_t id = object.integer("id", 0, UINT32_MAX);
+    std::optional<DeviceChange> change = read_change(object, fds);
+    if (!change) return std::nullopt;
+    return ChangeDevicesCommand{id, *std::move(change)};
   }
   if (what == kStatus) {
     StatusCommand command;
@@ -212,6 +253,10 @@ std::optional<Report> read_report(ObjectReader& object, FdQueue& fds) {
     const std::uint32_t id = object.integer("id", 0, UINT32_MAX);
     return GuestReport{id, object.shown_text("problem")};
   }
+  if (what == kChanged) {
+    const std::uint32_t id = object.integer("id", 0, UINT32_MAX);
+    return ChangedReport{id, object.shown_text("problem")};
+  }
   if (what == kKeepFd) {
     const partition::FdKey key = object.integer64("key");
     return KeepFdReport{key, fds.take()};
@@ -226,10 +271,84 @@ Json guid_or_null(const std::optional<Guid>& guid) {
   return guid ? Json(guid->to_string()) : Json(nullptr);
 }
 
+// The text to be, and the descriptors beside it.
+struct Writing {
+  Json json;
+  std::vector<int> fds;
+};
+
+Json write_limits(const storvsp::DiskLimits& limits) {
+  return {{"operations_max", limits.operations}, {"bytes_max", limits.bytes}, {"burst_ms", limits.burst_ms}};
+}
+
+Json write(const storvsp::DiskConfig& disk, std::vector<int>& fds) {
+  if (disk.backend == storvsp::DiskConfig::Backend::kFile) fds.push_back(disk.fd.get());
+  if (disk.reservations) fds.push_back(disk.reservations.get());
+  Json json = write_limits(disk.limits);
+  json.update({{"lun", disk.lun},
+               {"incarnation", disk.incarnation},
+               {"backend", static_cast<std::uint32_t>(disk.backend)},
+               {"size_bytes", disk.size_bytes},
+               {"reservations", static_cast<bool>(disk.reservations)},
+               {"read_only", disk.read_only},
+               {"poll", disk.poll},
+               {"discard", disk.discard},
+               {"cache", static_cast<std::uint32_t>(disk.cache)},
+               {"logical_block_bytes", disk.logical_block_bytes},
+               {"physical_block_bytes", disk.physical_block_bytes},
+               {"vendor", disk.vendor},
+               {"product", disk.product},
+               {"revision", disk.revision},
+               {"serial", disk.serial},
+               {"identity", guid_or_null(disk.identity)}});
+  return json;
+}
+
 std::vector<int> numbers_of(std::span<const UniqueFd> fds) {
   std::vector<int> numbers;
   for (const UniqueFd& fd : fds) numbers.push_back(fd.get());
   return numbers;
+}
+
+Writing write(const storvsp::ControllerConfig& controller) {
+  Writing writing;
+  Json disks = Json::array();
+  for (const storvsp::DiskConfig& disk : controller.disks) disks.push_back(write(disk, writing.fds));
+  writing.json = {{"partition", controller.partition},
+                  {"name", controller.name},
+                  {"instance", guid_or_null(controller.instance)},
+                  {"incarnation", controller.incarnation},
+                  {"max_transfer_bytes", controller.max_transfer_bytes},
+                  {"channels", controller.channels},
+                  {"disks", std::move(disks)}};
+  return writing;
+}
+
+Writing write(const netvsp::NicConfig& nic) {
+  Writing writing;
+  writing.fds = numbers_of(nic.fds);
+  if (nic.steering) writing.fds.push_back(nic.steering.get());
+  writing.json = {{"partition", nic.partition},
+                  {"name", nic.name},
+                  {"instance", guid_or_null(nic.instance)},
+                  {"incarnation", nic.incarnation},
+                  {"mac", nic.mac ? Json(nic.mac->to_string()) : Json(nullptr)},
+                  {"mtu", nic.mtu},
+                  {"backend", static_cast<std::uint32_t>(nic.backend)},
+                  {"fds", nic.fds.size()},
+                  {"steering", static_cast<bool>(nic.steering)},
+                  {"queues", nic.queues},
+                  {"check_source_mac", nic.check_source_mac},
+                  {"link_speed_mbps", nic.link_speed_mbps},
+                  {"monitor", nic.monitored},
+                  {"friendly_name", nic.friendly_name},
+                  {"null_receive_bytes", nic.null_receive_bytes}};
+  return writing;
+}
+
+EncodedCommand change_of(std::uint32_t id, const char* what, Writing writing) {
+  writing.json.update({{kDo, kChangeDevices}, {kWhat, what}, {"id", id}});
+  return {dump(writing.json), std::move(writing.fds)};
 }
 
 }  // namespace
@@ -266,59 +385,45 @@ EncodedCommand encode(const integration::Config& integration) {
 }
 
 EncodedCommand encode(const storvsp::ControllerConfig& controller) {
-  Json disks = Json::array();
-  std::vector<int> fds;
-  for (const storvsp::DiskConfig& disk : controller.disks) {
-    disks.push_back({{"lun", disk.lun},
-                     {"backend", static_cast<std::uint32_t>(disk.backend)},
-                     {"size_bytes", disk.size_bytes},
-                     {"reservations", static_cast<bool>(disk.reservations)},
-                     {"operations_max", disk.limits.operations},
-                     {"bytes_max", disk.limits.bytes},
-                     {"burst_ms", disk.limits.burst_ms},
-                     {"read_only", disk.read_only},
-                     {"poll", disk.poll},
-                     {"discard", disk.discard},
-                     {"cache", static_cast<std::uint32_t>(disk.cache)},
-                     {"logical_block_bytes", disk.logical_block_bytes},
-                     {"physical_block_bytes", disk.physical_block_bytes},
-                     {"vendor", disk.vendor},
-                     {"product", disk.product},
-                     {"revision", disk.revision},
-                     {"serial", disk.serial},
-                     {"identity", guid_or_null(disk.identity)}});
-    if (disk.backend == storvsp::DiskConfig::Backend::kFile) fds.push_back(disk.fd.get());
-    if (disk.reservations) fds.push_back(disk.reservations.get());
-  }
-  return {dump({{kDo, kAddScsi},
-                {"partition", controller.partition},
-                {"name", controller.name},
-                {"instance", guid_or_null(controller.instance)},
-                {"max_transfer_bytes", controller.max_transfer_bytes},
-                {"channels", controller.channels},
-                {"disks", std::move(disks)}}),
-          std::move(fds)};
+  Writing writing = write(controller);
+  writing.json[kDo] = kAddScsi;
+  return {dump(writing.json), std::move(writing.fds)};
 }
 
 EncodedCommand encode(const netvsp::NicConfig& nic) {
-  std::vector<int> fds = numbers_of(nic.fds);
-  if (nic.steering) fds.push_back(nic.steering.get());
-  return {dump({{kDo, kAddNic},
-                {"partition", nic.partition},
-                {"name", nic.name},
-                {"instance", guid_or_null(nic.instance)},
-                {"mac", nic.mac ? Json(nic.mac->to_string()) : Json(nullptr)},
-                {"mtu", nic.mtu},
-                {"backend", static_cast<std::uint32_t>(nic.backend)},
-                {"fds", nic.fds.size()},
-                {"steering", static_cast<bool>(nic.steering)},
-                {"queues", nic.queues},
-                {"check_source_mac", nic.check_source_mac},
-                {"link_speed_mbps", nic.link_speed_mbps},
-                {"monitor", nic.monitored},
-                {"friendly_name", nic.friendly_name},
-                {"null_receive_bytes", nic.null_receive_bytes}}),
-          std::move(fds)};
+  Writing writing = write(nic);
+  writing.json[kDo] = kAddNic;
+  return {dump(writing.json), std::move(writing.fds)};
+}
+
+EncodedCommand encode_change(std::uint32_t id, const storvsp::ControllerConfig& added) {
+  return change_of(id, kAddScsi, write(added));
+}
+EncodedCommand encode_change(std::uint32_t id, const netvsp::NicConfig& added) {
+  return change_of(id, kAddNic, write(added));
+}
+EncodedCommand encode_change(std::uint32_t id, const std::string& controller,
+                             const storvsp::DiskConfig& added) {
+  Writing writing;
+  writing.json = write(added, writing.fds);
+  writing.json["controller"] = controller;
+  return change_of(id, kAddDisk, std::move(writing));
+}
+EncodedCommand encode_change(std::uint32_t id, const RemoveDevice& change) {
+  return change_of(id, kRemoveDevice, {{{"device", change.device}}, {}});
+}
+EncodedCommand encode_change(std::uint32_t id, const RemoveDisk& change) {
+  return change_of(id, kRemoveDisk, {{{"controller", change.controller}, {"lun", change.lun}}, {}});
+}
+EncodedCommand encode_change(std::uint32_t id, const GrowDisk& change) {
+  return change_of(
+      id, kGrowDisk,
+      {{{"controller", change.controller}, {"lun", change.lun}, {"size_bytes", change.size_bytes}}, {}});
+}
+EncodedCommand encode_change(std::uint32_t id, const LimitDisk& change) {
+  Writing writing{write_limits(change.limits), {}};
+  writing.json.update({{"controller", change.controller}, {"lun", change.lun}});
+  return change_of(id, kLimitDisk, std::move(writing));
 }
 
 EncodedCommand encode(const StartCommand&) {
@@ -395,6 +500,9 @@ std::string encode(const Report& report) {
                  },
                  [](const GuestReport& guest) {
                    return dump({{kReport, kGuest}, {"id", guest.id}, {"problem", guest.problem}});
+                 },
+                 [](const ChangedReport& changed) {
+                   return dump({{kReport, kChanged}, {"id", changed.id}, {"problem", changed.problem}});
                  },
                  [](const StaysReport&) {
                    return dump({{kReport, kStays}});

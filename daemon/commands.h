@@ -16,6 +16,8 @@
 //                        <------------    BackendLost: a NIC's TAP or peer is gone
 //                        <------------    Channel: the guest opened or closed a device
 //   ChangeNic + queue fds ----------->    at any time: its link, or what was opened in place of that
+//   ChangeDevices + fds  ------------>    at any time after Start: what comes, goes or changes
+//                        <------------    Changed: that is so, or not
 //                        <------------    ConnectionEnded: nothing of it is in use any more
 //   Status + 1 memfd     ------------>    at any time after Start
 //                        <------------    Status: the memfd holds a PartitionStatus
@@ -82,6 +84,36 @@ struct ChangeNicCommand {
   std::vector<UniqueFd> fds;  // netvsp::Nic::replace_backend(); empty: as it is
 };
 
+// What can happen to the devices while guests use them; ControllerConfig and NicConfig come with all that is
+// theirs.
+struct RemoveDevice {
+  std::string device;  // its name in the partition
+};
+struct AddDisk {
+  std::string controller;
+  storvsp::DiskConfig disk;
+};
+struct RemoveDisk {
+  std::string controller;
+  std::uint8_t lun = 0;
+};
+struct GrowDisk {
+  std::string controller;
+  std::uint8_t lun = 0;
+  std::uint64_t size_bytes = 0;
+};
+struct LimitDisk {
+  std::string controller;
+  std::uint8_t lun = 0;
+  storvsp::DiskLimits limits;
+};
+using DeviceChange = std::variant<storvsp::ControllerConfig, netvsp::NicConfig, RemoveDevice, AddDisk,
+                                  RemoveDisk, GrowDisk, LimitDisk>;
+struct ChangeDevicesCommand {
+  std::uint32_t id = 0;  // comes back in the report
+  DeviceChange change;
+};
+
 // Asks how the partition is. The answer may be larger than a datagram, so a file carries it.
 struct StatusCommand {
   std::uint32_t id = 0;  // comes back in the report
@@ -109,10 +141,10 @@ struct LeaveCommand {};
 
 struct StopCommand {};
 
-using Command =
-    std::variant<ConfigureCommand, SandboxConfig, RecoveryAreaCommand, integration::Config,
-                 storvsp::ControllerConfig, netvsp::NicConfig, StartCommand, KeptFdCommand, ConnectionCommand,
-                 ChangeNicCommand, StatusCommand, GuestCommand, LogLevelCommand, LeaveCommand, StopCommand>;
+using Command = std::variant<ConfigureCommand, SandboxConfig, RecoveryAreaCommand, integration::Config,
+                             storvsp::ControllerConfig, netvsp::NicConfig, StartCommand, KeptFdCommand,
+                             ConnectionCommand, ChangeNicCommand, ChangeDevicesCommand, StatusCommand,
+                             GuestCommand, LogLevelCommand, LeaveCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
 struct EncodedCommand {
@@ -157,9 +189,15 @@ struct GuestReport {
   std::string problem;  // empty: it is done
 };
 
+// What came of a ChangeDevicesCommand. What goes is out of use then.
+struct ChangedReport {
+  std::uint32_t id = 0;
+  std::string problem;  // empty: it is done
+};
+
 using Report =
     std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, ChannelReport, StatusReport,
-                 GuestReport, KeepFdReport, DropFdReport, TakenUpReport, StaysReport>;
+                 GuestReport, ChangedReport, KeepFdReport, DropFdReport, TakenUpReport, StaysReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const SandboxConfig& sandbox);
@@ -174,6 +212,15 @@ using Report =
 [[nodiscard]] EncodedCommand encode_connection(int socket, bool take_up);
 [[nodiscard]] EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> link,
                                                std::span<const UniqueFd> fds);
+// ChangeDevicesCommand, of each kind.
+[[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const storvsp::ControllerConfig& added);
+[[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const netvsp::NicConfig& added);
+[[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const std::string& controller,
+                                           const storvsp::DiskConfig& added);
+[[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const RemoveDevice& change);
+[[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const RemoveDisk& change);
+[[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const GrowDisk& change);
+[[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const LimitDisk& change);
 [[nodiscard]] EncodedCommand encode_status(std::uint32_t id, int file);
 [[nodiscard]] EncodedCommand encode(const GuestCommand& command);
 [[nodiscard]] EncodedCommand encode(const LogLevelCommand& command);

@@ -151,19 +151,6 @@ std::uint32_t line_of(const toml::node& node) {
   return static_cast<std::uint32_t>(node.source().begin.line);
 }
 
-// "10G" as bytes; empty where it is none or out of bounds.
-std::optional<std::uint64_t> parse_size(std::string_view text) {
-  constexpr std::string_view kSuffixes = "KMGT";
-  std::uint64_t count = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
-  if (error != std::errc() || end + 1 != text.data() + text.size()) return std::nullopt;
-  const std::size_t suffix = kSuffixes.find(*end);
-  if (suffix == std::string_view::npos) return std::nullopt;
-  const std::size_t shift = 10 * (suffix + 1);
-  if (count == 0 || count > kDiskBytesMax >> shift) return std::nullopt;
-  return count << shift;
-}
-
 std::string shown(std::string_view word) {
   return in_quotes(word);
 }
@@ -288,6 +275,13 @@ class TableReader {
     return std::nullopt;
   }
 
+  // Whether the key is there, as the integer 0.
+  bool is_zero(std::string_view key) {
+    known_.push_back(key);
+    const toml::node* node = table_.get(key);
+    return node != nullptr && node->value_exact<std::int64_t>() == 0;
+  }
+
   // Descriptors by number. None at all where they were refused, empty where the key is absent.
   std::optional<std::vector<int>> descriptors(std::string_view key, std::size_t count_max) {
     known_.push_back(key);
@@ -382,14 +376,30 @@ class Uniqueness {
   std::map<std::string, std::uint32_t> first_lines_;
 };
 
-// Whatever the texts hold.
-std::string definition_of(const ConfigTable& table) {
+// Without tables of its own. Whatever the texts hold.
+std::string definition_of(ConfigTable table) {
+  for (const char* const tables : {"scsi", "nic", "disk"}) table.erase(tables);
   return table.dump(-1, ' ', false, ConfigTable::error_handler_t::replace);
 }
 
 class ConfigReader {
  public:
   ConfigReader(Problems& problems, std::string_view directory) : problems_(problems), directory_(directory) {}
+
+  // Of a disk that is there: what is not given stays.
+  static void change_limits(TableReader& table, storvsp::DiskLimits& limits) {
+    limits.operations = table.integer("iops", 0, kDiskOperationsMax).value_or(limits.operations);
+    constexpr std::string_view kAccepted =
+        "bytes a second with a binary suffix, such as \"512K\", \"100M\", \"2G\", or 0";
+    if (table.is_zero("rate")) {
+      limits.bytes = 0;
+    } else if (const auto text = table.text("rate", kAccepted)) {
+      const std::optional<std::uint64_t> bytes = parse_size(*text);
+      if (!bytes) table.refuse_value("rate", in_quotes(*text), kAccepted);
+      limits.bytes = bytes.value_or(0);
+    }
+    limits.burst_ms = table.integer("burst", 0, kBurstMsMax).value_or(limits.burst_ms);
+  }
 
   Config read(const toml::table& root) {
     Config config;
@@ -473,7 +483,9 @@ class ConfigReader {
     Uniqueness luns;
     table.tables("disk", storvsp::kMaxLuns, [&](TableReader& disk) {
       scsi.images.emplace_back();
-      controller.disks.push_back(read_disk(disk, scsi.images.back(), luns));
+      ImageConfig& image = scsi.images.back();
+      controller.disks.push_back(read_disk(disk, image, luns));
+      image.definition = definition_of(to_table(controller.disks.back(), image));
     });
     scsi.definition = definition_of(to_table(scsi));
     return scsi;
@@ -602,7 +614,6 @@ class ConfigReader {
     return mac;
   }
 
-  // The size in bytes of a disk without an image; 0 where it was refused.
   static storvsp::DiskLimits read_limits(TableReader& table) {
     storvsp::DiskLimits limits;
     limits.operations = table.integer("iops", 1, kDiskOperationsMax).value_or(0);
@@ -617,6 +628,7 @@ class ConfigReader {
     return limits;
   }
 
+  // The size in bytes of a disk without an image; 0 where it was refused.
   static std::uint64_t read_null_size(TableReader& table) {
     constexpr std::string_view kAccepted =
         "bytes with a binary suffix, such as \"512M\", \"10G\", \"2T\", up to \"1024T\"";
@@ -691,17 +703,26 @@ ParsedConfig parse_config(std::string_view text, std::string_view directory) {
   return {std::move(config), problems.take()};
 }
 
-ParsedConfig parse_partition(std::string_view json, std::string_view directory) {
-  constexpr int kDepthMax = 6;  // partition, scsi, its element, disk, its element, value
-  Problems problems;
-  Config config;
-  const nlohmann::json parsed = nlohmann::json::parse(
-      json,
+namespace {
+
+constexpr int kDepthMax = 6;  // partition, scsi, its element, disk, its element, value
+
+nlohmann::json parse_json(std::string_view text) {
+  return nlohmann::json::parse(
+      text,
       [](int depth, nlohmann::json::parse_event_t, const nlohmann::json&) { return depth <= kDepthMax; },
       false);
+}
+
+// `parsed` as a partition; what it is to have the keys of is the table `name`.
+ParsedConfig read_json(const nlohmann::json& parsed, bool is_object, std::string_view name,
+                       std::string_view directory) {
+  Problems problems;
+  Config config;
   toml::table table;
-  if (!parsed.is_object()) {
-    problems.add(0, "", "not a JSON object; accepted: an object with the keys of a [[partition]] table");
+  if (!is_object) {
+    problems.add(0, "",
+                 fmt::format("not a JSON object; accepted: an object with the keys of a [[{}]] table", name));
   } else if (!insert_json(table, parsed)) {
     problems.add(0, "",
                  "holds a value that no key has; accepted: strings, integers, booleans, arrays of objects");
@@ -713,6 +734,67 @@ ParsedConfig parse_partition(std::string_view json, std::string_view directory) 
     config = ConfigReader(problems, directory).read(root);
   }
   return {std::move(config), problems.take()};
+}
+
+// `parsed`, which is to have the keys of the table `table`, as that of a partition that has no more.
+ParsedConfig read_device(const nlohmann::json& parsed, std::string_view table, const char* kind,
+                         nlohmann::json device, const std::string& partition, std::string_view directory) {
+  const nlohmann::json around = {
+      {"name", partition}, {"socket", "/"}, {kind, nlohmann::json::array({std::move(device)})}};
+  ParsedConfig read = read_json(around, parsed.is_object(), table, directory);
+  for (PartitionConfig& each : read.config.partitions) each.socket.clear();
+  return read;
+}
+
+}  // namespace
+
+ParsedConfig parse_partition(std::string_view json, std::string_view directory) {
+  const nlohmann::json parsed = parse_json(json);
+  return read_json(parsed, parsed.is_object(), "partition", directory);
+}
+
+ParsedConfig parse_controller(std::string_view json, const std::string& partition,
+                              std::string_view directory) {
+  const nlohmann::json parsed = parse_json(json);
+  return read_device(parsed, "partition.scsi", "scsi", parsed, partition, directory);
+}
+
+ParsedConfig parse_nic(std::string_view json, const std::string& partition, std::string_view directory) {
+  const nlohmann::json parsed = parse_json(json);
+  return read_device(parsed, "partition.nic", "nic", parsed, partition, directory);
+}
+
+ParsedConfig parse_disk(std::string_view json, const std::string& partition, const std::string& controller,
+                        std::string_view directory) {
+  const nlohmann::json parsed = parse_json(json);
+  const nlohmann::json around = {{"name", controller}, {"disk", nlohmann::json::array({parsed})}};
+  return read_device(parsed, "partition.scsi.disk", "scsi", around, partition, directory);
+}
+
+std::vector<ConfigProblem> parse_limits(std::string_view json, storvsp::DiskLimits& limits) {
+  Problems problems;
+  const nlohmann::json parsed = parse_json(json);
+  toml::table table;
+  if (!parsed.is_object() || !insert_json(table, parsed)) {
+    problems.add(0, "", "not a JSON object; accepted: an object with some of iops, rate, burst");
+    return problems.take();
+  }
+  TableReader reader(table, "", problems);
+  ConfigReader::change_limits(reader, limits);
+  reader.finish();
+  return problems.take();
+}
+
+std::optional<std::uint64_t> parse_size(std::string_view text) {
+  constexpr std::string_view kSuffixes = "KMGT";
+  std::uint64_t count = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
+  if (error != std::errc() || end + 1 != text.data() + text.size()) return std::nullopt;
+  const std::size_t suffix = kSuffixes.find(*end);
+  if (suffix == std::string_view::npos) return std::nullopt;
+  const std::size_t shift = 10 * (suffix + 1);
+  if (count == 0 || count > kDiskBytesMax >> shift) return std::nullopt;
+  return count << shift;
 }
 
 std::string format_problem(std::string_view file, const ConfigProblem& problem) {

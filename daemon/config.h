@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,6 +36,8 @@ enum class DirectIo : std::uint8_t {
 // What is behind one disk.
 struct ImageConfig {
   std::uint32_t line = 0;  // where its table begins in the file, for problems that show later; so below
+  std::string definition;  // what its table says, as JSON: equal where nothing has changed; so below
+  bool plugged = false;    // it came at run time, and no file has it; so below
   std::string path;        // absolute; empty for a disk without an image
   DirectIo direct = DirectIo::kAuto;
   std::string reservations;  // absolute path of the file that keeps them; empty: none
@@ -42,7 +45,8 @@ struct ImageConfig {
 
 struct ScsiConfig {
   std::uint32_t line = 0;
-  std::string definition;  // what the table says, as JSON: equal where nothing has changed; so below
+  std::string definition;  // without its disks
+  bool plugged = false;
   storvsp::ControllerConfig controller;  // channels 0: as many as the partition has I/O threads
   std::vector<ImageConfig> images;  // images[i] is behind controller.disks[i], which has no descriptor yet
 };
@@ -58,13 +62,14 @@ struct NicSource {
 struct NicConfig {
   std::uint32_t line = 0;
   std::string definition;
+  bool plugged = false;
   netvsp::NicConfig nic;  // without descriptors yet
   NicSource source;
 };
 
 struct PartitionConfig {
   std::uint32_t line = 0;
-  std::string definition;  // with its devices
+  std::string definition;  // without its devices
   std::string name;
   std::string socket;            // absolute
   std::uint32_t io_threads = 0;  // 0: chosen by the host's CPUs
@@ -101,6 +106,21 @@ struct ParsedConfig {
 // One partition as JSON, an object with the keys of a [[partition]] table, for those that come at run time;
 // `config` has just that one then. Nothing has a line.
 [[nodiscard]] ParsedConfig parse_partition(std::string_view json, std::string_view directory);
+
+// The same for a device of a partition that is there: `json` has the keys of a table [[partition.scsi]],
+// [[partition.nic]], or [[partition.scsi.disk]] of `controller`. `config` has one partition then, with it
+// alone.
+[[nodiscard]] ParsedConfig parse_controller(std::string_view json, const std::string& partition,
+                                            std::string_view directory);
+[[nodiscard]] ParsedConfig parse_nic(std::string_view json, const std::string& partition,
+                                     std::string_view directory);
+[[nodiscard]] ParsedConfig parse_disk(std::string_view json, const std::string& partition,
+                                      const std::string& controller, std::string_view directory);
+// What can change of a disk while its guest uses it: `json` has some of the keys iops, rate and burst; those
+// it has not keep their value in `limits`. iops = 0 and rate = 0 take a limit away.
+[[nodiscard]] std::vector<ConfigProblem> parse_limits(std::string_view json, storvsp::DiskLimits& limits);
+// "10G" as bytes; empty where it is none or out of bounds.
+[[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text);
 
 // What the host says to it, without opening an image or needing a privilege: files that do not exist or are
 // of the wrong kind, sockets' directories, one image behind two disks. What cannot be seen for want of

@@ -59,6 +59,7 @@ class HostChecker {
 
   void check_socket(const PartitionConfig& partition) {
     constexpr const char* kKey = "partition.socket";
+    if (partition.socket.empty()) return;  // no more than a device of one
     const std::string directory = parent_directory(partition.socket);
     struct stat status {};
     if (::stat(directory.c_str(), &status) != 0) {

@@ -41,35 +41,6 @@ void set_identity(ConfigTable& table, const std::string& name, const std::option
   if (instance) table["instance"] = instance->to_string();
 }
 
-ConfigTable disk_table(const storvsp::DiskConfig& disk, const ImageConfig& image) {
-  static const storvsp::DiskConfig unset;
-  ConfigTable table;
-  table["lun"] = disk.lun;
-  if (disk.backend == storvsp::DiskConfig::Backend::kNull) {
-    table["backend"] = written(kBackends, disk.backend);
-    table["size"] = size_text(disk.size_bytes);
-  } else {
-    table["path"] = image.path;
-    if (image.direct != DirectIo::kAuto) table["direct"] = written(kDirectIoWords, image.direct);
-    set_text(table, "reservations", image.reservations);
-  }
-  set(table, "readonly", disk.read_only, unset.read_only);
-  set(table, "poll", disk.poll, unset.poll);
-  set(table, "iops", disk.limits.operations, unset.limits.operations);
-  if (disk.limits.bytes != 0) table["rate"] = size_text(disk.limits.bytes);
-  set(table, "burst", disk.limits.burst_ms, unset.limits.burst_ms);
-  set(table, "discard", disk.discard, unset.discard);
-  if (disk.cache != unset.cache) table["cache"] = written(kCacheModes, disk.cache);
-  set(table, "block_size", disk.logical_block_bytes, unset.logical_block_bytes);
-  set(table, "physical_block_size", disk.physical_block_bytes, unset.physical_block_bytes);
-  set(table, "vendor", disk.vendor, unset.vendor);
-  set(table, "product", disk.product, unset.product);
-  set(table, "revision", disk.revision, unset.revision);
-  set(table, "serial", disk.serial, unset.serial);
-  if (disk.identity) table["identity"] = disk.identity->to_string();
-  return table;
-}
-
 // JSON's strings are TOML's but for one character.
 std::string toml_value(const ConfigTable& value) {
   std::string text = value.dump(-1, ' ', false, ConfigTable::error_handler_t::replace);
@@ -102,12 +73,41 @@ void append_table(std::string& out, const ConfigTable& table, const std::string&
 
 }  // namespace
 
+ConfigTable to_table(const storvsp::DiskConfig& disk, const ImageConfig& image) {
+  static const storvsp::DiskConfig unset;
+  ConfigTable table;
+  table["lun"] = disk.lun;
+  if (disk.backend == storvsp::DiskConfig::Backend::kNull) {
+    table["backend"] = written(kBackends, disk.backend);
+    table["size"] = size_text(disk.size_bytes);
+  } else {
+    table["path"] = image.path;
+    if (image.direct != DirectIo::kAuto) table["direct"] = written(kDirectIoWords, image.direct);
+    set_text(table, "reservations", image.reservations);
+  }
+  set(table, "readonly", disk.read_only, unset.read_only);
+  set(table, "poll", disk.poll, unset.poll);
+  set(table, "iops", disk.limits.operations, unset.limits.operations);
+  if (disk.limits.bytes != 0) table["rate"] = size_text(disk.limits.bytes);
+  set(table, "burst", disk.limits.burst_ms, unset.limits.burst_ms);
+  set(table, "discard", disk.discard, unset.discard);
+  if (disk.cache != unset.cache) table["cache"] = written(kCacheModes, disk.cache);
+  set(table, "block_size", disk.logical_block_bytes, unset.logical_block_bytes);
+  set(table, "physical_block_size", disk.physical_block_bytes, unset.physical_block_bytes);
+  set(table, "vendor", disk.vendor, unset.vendor);
+  set(table, "product", disk.product, unset.product);
+  set(table, "revision", disk.revision, unset.revision);
+  set(table, "serial", disk.serial, unset.serial);
+  if (disk.identity) table["identity"] = disk.identity->to_string();
+  return table;
+}
+
 ConfigTable to_table(const ScsiConfig& scsi) {
   ConfigTable table;
   set_identity(table, scsi.controller.name, scsi.controller.instance);
   set(table, "channels", scsi.controller.channels, std::uint32_t{0});
   for (std::size_t i = 0; i < scsi.images.size(); ++i) {
-    table["disk"].push_back(disk_table(scsi.controller.disks[i], scsi.images[i]));
+    table["disk"].push_back(to_table(scsi.controller.disks[i], scsi.images[i]));
   }
   return table;
 }

@@ -15,6 +15,7 @@ using ConfigTable = nlohmann::ordered_json;
 [[nodiscard]] ConfigTable to_table(const Config& config);
 [[nodiscard]] ConfigTable to_table(const PartitionConfig& partition);
 [[nodiscard]] ConfigTable to_table(const ScsiConfig& scsi);
+[[nodiscard]] ConfigTable to_table(const storvsp::DiskConfig& disk, const ImageConfig& image);
 [[nodiscard]] ConfigTable to_table(const netvsp::NicConfig& nic, const NicSource& source);
 
 // Of the whole file. Bytes of paths that are no UTF-8, which TOML cannot have, are replaced.

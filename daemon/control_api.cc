@@ -24,7 +24,7 @@ namespace vmbusd::daemon {
 
 namespace {
 
-constexpr std::size_t kNamesMax = 2;
+constexpr std::size_t kNamesMax = 3;
 
 struct Route {
   std::string_view method;
@@ -48,7 +48,15 @@ constexpr std::array kRoutes = {
     Route{"POST", "/v1/partitions/{partition}/guest/freeze", &ControlApi::freeze_guest},
     Route{"POST", "/v1/partitions/{partition}/guest/thaw", &ControlApi::thaw_guest},
     Route{"POST", "/v1/partitions/{partition}/guest/keys", &ControlApi::write_guest_key},
+    Route{"POST", "/v1/partitions/{partition}/nics", &ControlApi::add_nic},
     Route{"PATCH", "/v1/partitions/{partition}/nics/{nic}", &ControlApi::change_nic},
+    Route{"POST", "/v1/partitions/{partition}/scsi", &ControlApi::add_controller},
+    Route{"POST", "/v1/partitions/{partition}/scsi/{controller}/disks", &ControlApi::add_disk},
+    Route{"PATCH", "/v1/partitions/{partition}/scsi/{controller}/disks/{lun}", &ControlApi::change_disk},
+    Route{"DELETE", "/v1/partitions/{partition}/scsi/{controller}/disks/{lun}", &ControlApi::remove_disk},
+    Route{"POST", "/v1/partitions/{partition}/scsi/{controller}/disks/{lun}/resize",
+          &ControlApi::resize_disk},
+    Route{"DELETE", "/v1/partitions/{partition}/devices/{device}", &ControlApi::remove_device},
     Route{"GET", "/v1/log", &ControlApi::get_log},
     Route{"PATCH", "/v1/log", &ControlApi::change_log},
     Route{"POST", "/v1/reload", &ControlApi::reload},
@@ -153,6 +161,24 @@ Json to_json(const EventLog::Page& page) {
                       {"text", event.text}});
   }
   return {{"events", std::move(events)}, {"last", page.last}, {"missed", page.missed}};
+}
+
+std::vector<std::string> problems_of(const std::vector<ConfigProblem>& problems) {
+  std::vector<std::string> texts;
+  for (const ConfigProblem& problem : problems) texts.push_back(format_problem("", problem));
+  return texts;
+}
+
+// Where there are none, those that the host sees.
+std::vector<std::string> problems_of(const std::vector<ConfigProblem>& problems, const Config& config) {
+  return problems_of(problems.empty() ? check_host(config) : problems);
+}
+
+// Answers by this status, without a body, where there is no problem.
+PartitionSupervisor::Done answer_with(unsigned status, HttpServer::Respond respond) {
+  return [status, respond = std::move(respond)](const std::string& problem) {
+    respond(problem.empty() ? HttpResponse{status, ""} : failure(409, problem));
+  };
 }
 
 }  // namespace
@@ -263,12 +289,7 @@ void ControlApi::get_partitions(Names, const HttpRequest&, Respond respond) {
 
 void ControlApi::add_partition(Names, const HttpRequest& request, Respond respond) {
   ParsedConfig parsed = parse_partition(request.body, directory_);
-  std::vector<std::string> problems;
-  for (const ConfigProblem& problem : parsed.problems) problems.push_back(format_problem("", problem));
-  if (problems.empty()) {
-    for (const ConfigProblem& problem : check_host(parsed.config))
-      problems.push_back(format_problem("", problem));
-  }
+  const std::vector<std::string> problems = problems_of(parsed.problems, parsed.config);
   if (!problems.empty()) return respond(failure(422, "the partition is not accepted", problems));
   const std::string name = parsed.config.partitions.front().name;
   partitions_.add(std::move(parsed.config.partitions.front()),
@@ -392,6 +413,113 @@ void ControlApi::change_nic(Names names, const HttpRequest& request, Respond res
     return respond(failure(404, fmt::format("there is no NIC {}/{}", shown(names[0]), shown(names[1]))));
   }
   respond(done());
+}
+
+PartitionSupervisor* ControlApi::partition_of(Names names, const Respond& respond) {
+  PartitionSupervisor* const partition = partitions_.find(std::string(names[0]));
+  if (partition == nullptr) respond(failure(404, fmt::format("there is no partition {}", shown(names[0]))));
+  return partition;
+}
+
+std::optional<ControlApi::Disk> ControlApi::disk_of(Names names, const Respond& respond) {
+  PartitionSupervisor* const partition = partitions_.find(std::string(names[0]));
+  const std::string controller(names[1]);
+  std::uint8_t lun = storvsp::kMaxLuns;
+  const auto [end, error] = std::from_chars(names[2].data(), names[2].data() + names[2].size(), lun);
+  const bool number = error == std::errc() && end == names[2].data() + names[2].size();
+  const storvsp::DiskConfig* const disk =
+      partition != nullptr && number ? partition->find_disk(controller, lun) : nullptr;
+  if (disk == nullptr) {
+    respond(failure(
+        404, fmt::format("there is no disk {}/{}/{}", shown(names[0]), shown(names[1]), shown(names[2]))));
+    return std::nullopt;
+  }
+  return Disk{partition, controller, lun, disk->limits};
+}
+
+void ControlApi::add_nic(Names names, const HttpRequest& request, Respond respond) {
+  PartitionSupervisor* const partition = partition_of(names, respond);
+  if (partition == nullptr) return;
+  ParsedConfig parsed = parse_nic(request.body, partition->config().name, directory_);
+  if (const auto problems = problems_of(parsed.problems); !problems.empty()) {
+    return respond(failure(422, "the NIC is not accepted", problems));
+  }
+  NicConfig& nic = parsed.config.partitions.front().nics.front();
+  if (const std::string problem = partitions_.nic_conflict(nic); !problem.empty())
+    return respond(failure(409, problem));
+  nic.plugged = true;
+  partition->add_nic(std::move(nic), answer_with(201, std::move(respond)));
+}
+
+void ControlApi::add_controller(Names names, const HttpRequest& request, Respond respond) {
+  PartitionSupervisor* const partition = partition_of(names, respond);
+  if (partition == nullptr) return;
+  ParsedConfig parsed = parse_controller(request.body, partition->config().name, directory_);
+  if (const auto problems = problems_of(parsed.problems, parsed.config); !problems.empty()) {
+    return respond(failure(422, "the controller is not accepted", problems));
+  }
+  ScsiConfig& scsi = parsed.config.partitions.front().scsi.front();
+  scsi.plugged = true;
+  for (ImageConfig& image : scsi.images) image.plugged = true;
+  partition->add_controller(std::move(scsi), answer_with(201, std::move(respond)));
+}
+
+void ControlApi::remove_device(Names names, const HttpRequest&, Respond respond) {
+  PartitionSupervisor* const partition = partition_of(names, respond);
+  if (partition == nullptr) return;
+  const std::string device(names[1]);
+  if (!partition->has_device(device)) {
+    return respond(failure(404, fmt::format("there is no device {}/{}", shown(names[0]), shown(device))));
+  }
+  partition->remove_device(device, answer_with(204, std::move(respond)));
+}
+
+void ControlApi::add_disk(Names names, const HttpRequest& request, Respond respond) {
+  PartitionSupervisor* const partition = partition_of(names, respond);
+  if (partition == nullptr) return;
+  const std::string controller(names[1]);
+  if (partition->find_controller(controller) == nullptr) {
+    return respond(
+        failure(404, fmt::format("there is no controller {}/{}", shown(names[0]), shown(controller))));
+  }
+  ParsedConfig parsed = parse_disk(request.body, partition->config().name, controller, directory_);
+  if (const auto problems = problems_of(parsed.problems, parsed.config); !problems.empty()) {
+    return respond(failure(422, "the disk is not accepted", problems));
+  }
+  ScsiConfig& scsi = parsed.config.partitions.front().scsi.front();
+  scsi.images.front().plugged = true;
+  partition->add_disk(std::move(scsi), answer_with(201, std::move(respond)));
+}
+
+void ControlApi::remove_disk(Names names, const HttpRequest&, Respond respond) {
+  const std::optional<Disk> disk = disk_of(names, respond);
+  if (disk) disk->partition->remove_disk(disk->controller, disk->lun, answer_with(204, std::move(respond)));
+}
+
+void ControlApi::change_disk(Names names, const HttpRequest& request, Respond respond) {
+  std::optional<Disk> disk = disk_of(names, respond);
+  if (!disk) return;
+  if (const auto problems = problems_of(parse_limits(request.body, disk->limits)); !problems.empty()) {
+    return respond(failure(422, "the change is not accepted", problems));
+  }
+  disk->partition->limit_disk(disk->controller, disk->lun, disk->limits,
+                              answer_with(204, std::move(respond)));
+}
+
+void ControlApi::resize_disk(Names names, const HttpRequest& request, Respond respond) {
+  const std::optional<Disk> disk = disk_of(names, respond);
+  if (!disk) return;
+  const Json json = Json::parse(request.body, nullptr, false);
+  if (std::string problem = unknown_key(json, {"size"}); !problem.empty())
+    return respond(failure(422, problem));
+  std::uint64_t size_bytes = 0;  // as it is
+  if (const auto size = json.find("size"); size != json.end()) {
+    size_bytes = size->is_string() ? parse_size(size->get_ref<const std::string&>()).value_or(0) : 0;
+    if (size_bytes == 0) {
+      return respond(failure(422, "size: accepted: bytes with a binary suffix, such as \"512M\", \"10G\""));
+    }
+  }
+  disk->partition->grow_disk(disk->controller, disk->lun, size_bytes, answer_with(204, std::move(respond)));
 }
 
 void ControlApi::get_log(Names, const HttpRequest&, Respond respond) {

@@ -1,7 +1,9 @@
 // The control API: what clients of the control socket may ask and change. docs/openapi.json describes it.
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -60,7 +62,14 @@ class ControlApi {
   void freeze_guest(Names names, const HttpRequest& request, Respond respond);
   void thaw_guest(Names names, const HttpRequest& request, Respond respond);
   void write_guest_key(Names names, const HttpRequest& request, Respond respond);
+  void add_nic(Names names, const HttpRequest& request, Respond respond);
   void change_nic(Names names, const HttpRequest& request, Respond respond);
+  void add_controller(Names names, const HttpRequest& request, Respond respond);
+  void remove_device(Names names, const HttpRequest& request, Respond respond);
+  void add_disk(Names names, const HttpRequest& request, Respond respond);
+  void remove_disk(Names names, const HttpRequest& request, Respond respond);
+  void change_disk(Names names, const HttpRequest& request, Respond respond);
+  void resize_disk(Names names, const HttpRequest& request, Respond respond);
   void get_log(Names names, const HttpRequest& request, Respond respond);
   void change_log(Names names, const HttpRequest& request, Respond respond);
   void reload(Names names, const HttpRequest& request, Respond respond);
@@ -69,6 +78,16 @@ class ControlApi {
   using Looked = std::function<void(const std::vector<PartitionSample>& samples)>;
 
   void ask_guest(std::string_view name, const GuestCommand& command, Respond respond);
+  // nullptr, and the answer is given, where there is none; the same for a disk, whose LUN is a path's third
+  // name.
+  PartitionSupervisor* partition_of(Names names, const Respond& respond);
+  struct Disk {
+    PartitionSupervisor* partition;
+    std::string controller;
+    std::uint8_t lun;
+    storvsp::DiskLimits limits;
+  };
+  std::optional<Disk> disk_of(Names names, const Respond& respond);
   // Asks all workers how their partitions are.
   void look_at_all(Looked done);
 

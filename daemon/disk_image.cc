@@ -15,6 +15,7 @@
 #include <span>
 #include <utility>
 
+#include "storvsp/file_disk.h"
 #include "storvsp/kept_record.h"
 
 namespace vmbusd::daemon {
@@ -179,9 +180,24 @@ Result<UniqueFd> lend_image(int image, std::uint32_t number) {
   return lent;
 }
 
+void unlock_image(int image) {
+  struct flock lock = lock_of_byte(0, F_UNLCK);
+  lock.l_len = 0;  // all
+  ::fcntl(image, F_OFD_SETLK, &lock);
+}
+
 bool image_returned(int image, std::uint32_t number) {
   struct flock lock = lock_of_byte(lent_byte(number), F_WRLCK);
   return ::fcntl(image, F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK;
+}
+
+Result<std::uint64_t> grow_image(int image, std::uint64_t size_bytes) {
+  VMBUSD_TRY(const storvsp::FileProbe now, storvsp::probe_file(image));
+  if (size_bytes == 0 || size_bytes == now.size_bytes) return now.size_bytes;
+  if (size_bytes < now.size_bytes) return fail(Errc::kConfig, "it is larger than that already");
+  if (now.block_device) return fail(Errc::kConfig, "a device does not grow by being asked");
+  if (::ftruncate(image, static_cast<off_t>(size_bytes)) != 0) return fail_os(errno, "it does not grow");
+  return size_bytes;
 }
 
 }  // namespace vmbusd::daemon

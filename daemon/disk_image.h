@@ -4,9 +4,14 @@
 #include <string>
 
 #include "base/log.h"
+#include "base/result.h"
 #include "daemon/config.h"
 
 namespace vmbusd::daemon {
+
+// Bytes of a regular file or block device now. Where `size_bytes` is more than 0, a regular file is made so
+// large first, never smaller. Errc::kConfig or kOs: why it cannot be.
+[[nodiscard]] Result<std::uint64_t> grow_image(int image, std::uint64_t size_bytes);
 
 // Opens the image as the configuration has it, and locks it against other programs that lock what they use:
 // as QEMU does: readers share it, a writer has it alone. The locks live as long as any duplicate of
@@ -20,6 +25,8 @@ namespace vmbusd::daemon {
 // worker's death. `image` stays the supervisor's. Errc::kOs where the file cannot be opened once more or
 // locked.
 [[nodiscard]] Result<UniqueFd> lend_image(int image, std::uint32_t number);
+// Gives up the locks of open_disk_image(), while others that were lent hold theirs.
+void unlock_image(int image);
 // Whether no access of this number is left. True where that cannot be known.
 [[nodiscard]] bool image_returned(int image, std::uint32_t number);
 

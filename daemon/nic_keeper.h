@@ -39,6 +39,10 @@ class NicKeeper {
   // `fds` are what is open now, none while it is gone. `steering` stays the same.
   [[nodiscard]] const netvsp::NicConfig& nic() const { return config_.nic; }
   [[nodiscard]] const NicSource& source() const { return config_.source; }
+  [[nodiscard]] const std::string& definition() const { return config_.definition; }
+  // Whether it came at run time, and no file has it.
+  [[nodiscard]] bool plugged() const { return config_.plugged; }
+  void set_plugged(bool plugged) { config_.plugged = plugged; }
 
  private:
   void try_later();

@@ -90,15 +90,18 @@ void PartitionSet::reload(std::vector<PartitionConfig> partitions) {
   }
   for (PartitionConfig& config : partitions) {
     if (const Entry* const entry = entry_of(config.name); entry != nullptr && entry->from_file) {
-      const PartitionSupervisor& partition = *entry->partition;
+      PartitionSupervisor& partition = *entry->partition;
       if (entry->leaving) {
         partition.log().warning("is being removed and cannot come back before that is done; reload again");
-      } else if (partition.config().definition != config.definition) {
-        partition.log().warning(
-            "has changed in the configuration file, and runs as it was: to take the change up, remove the "
-            "partition "
-            "and reload, or restart vmbusd");
+        continue;
       }
+      if (partition.config().definition != config.definition) {
+        partition.log().warning(
+            "has changed in the configuration file beside its devices, and runs as it was: to take the "
+            "change "
+            "up, remove the partition and reload, or restart vmbusd");
+      }
+      partition.reload(std::move(config));
       continue;
     }
     const std::string name = config.name;
@@ -154,17 +157,25 @@ std::string PartitionSet::conflict(const PartitionConfig& config) const {
     if (other.config().socket == config.socket) {
       return fmt::format("the socket {} is that of partition {}", config.socket, other.config().name);
     }
+  }
+  for (const NicConfig& nic : config.nics) {
+    if (std::string problem = nic_conflict(nic); !problem.empty()) return problem;
+  }
+  return {};
+}
+
+std::string PartitionSet::nic_conflict(const NicConfig& nic) const {
+  for (const auto& entry : entries_) {
+    const PartitionSupervisor& other = *entry->partition;
     for (std::size_t i = 0; i < other.nic_count(); ++i) {
       const NicKeeper& theirs = other.nic(i);
-      for (const NicConfig& ours : config.nics) {
-        if (!ours.source.tap.empty() && ours.source.tap == theirs.source().tap) {
-          return fmt::format("the interface {} is that of {}/{}", ours.source.tap, other.config().name,
-                             theirs.nic().name);
-        }
-        if (ours.nic.mac && ours.nic.mac == theirs.nic().mac) {
-          return fmt::format("the MAC address {} is that of {}/{}", ours.nic.mac->to_string(),
-                             other.config().name, theirs.nic().name);
-        }
+      if (!nic.source.tap.empty() && nic.source.tap == theirs.source().tap) {
+        return fmt::format("the interface {} is that of {}/{}", nic.source.tap, other.config().name,
+                           theirs.nic().name);
+      }
+      if (nic.nic.mac && nic.nic.mac == theirs.nic().mac) {
+        return fmt::format("the MAC address {} is that of {}/{}", nic.nic.mac->to_string(),
+                           other.config().name, theirs.nic().name);
       }
     }
   }

@@ -45,9 +45,12 @@ class PartitionSet {
   // `done` comes when nothing of it is left.
   void remove(const std::string& name, Done done);
   // Makes those partitions that came from the configuration file what the file says now: removes those that
-  // are missing, adds those that are new, and logs of others that they have changed, which takes effect when
-  // they are removed and added or at the next start.
+  // are missing, adds those that are new, and changes the devices of the others as far as they differ. What
+  // else differs is logged, and takes effect when they are removed and added or at the next start.
   void reload(std::vector<PartitionConfig> partitions);
+
+  // What keeps a partition, new or there already, from a NIC; empty where nothing does.
+  [[nodiscard]] std::string nic_conflict(const NicConfig& nic) const;
 
   [[nodiscard]] PartitionSupervisor* find(const std::string& name);
   // In order of their coming.

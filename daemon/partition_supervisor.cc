@@ -50,9 +50,21 @@ constexpr auto kReturnTime = 60s;          // within which the medium should hav
 constexpr std::size_t kKeptFdsMax = 8192;  // regions, VPs and channels are far fewer
 constexpr int kRefusalsMax = 16;           // VMMs that are being told so; more are cut off without a word
 
+std::uint32_t io_threads_of(const PartitionConfig& config) {
+  constexpr long kThreadsUnasked = 4;  // a guest with more to do is worth a line in its configuration
+  if (config.io_threads != 0) return config.io_threads;
+  return static_cast<std::uint32_t>(std::clamp(::sysconf(_SC_NPROCESSORS_ONLN), 1L, kThreadsUnasked));
+}
+
+std::uint32_t queues_of(const std::vector<std::unique_ptr<NicKeeper>>& nics) {
+  std::uint32_t queues = 0;
+  for (const auto& nic : nics) queues += nic->nic().queues;
+  return queues;
+}
+
 // What a worker may hold beside its guest's memory: several times what its devices reserve at their bounds,
 // as most of that is never touched. One that grows beyond it fails, and its partition alone.
-std::uint64_t own_bytes_max(const PartitionConfig& config, std::uint32_t queues, std::uint32_t io_threads) {
+std::uint64_t own_bytes_max(const PartitionConfig& config, std::uint32_t queues) {
   constexpr std::uint64_t kMiB = 1u << 20;
   constexpr std::uint64_t kBase = 1024 * kMiB;       // lists of GPADLs' pages among it: 3 MiB at most
   constexpr std::uint64_t kThread = 32 * kMiB;       // its stack takes 8
@@ -60,6 +72,7 @@ std::uint64_t own_bytes_max(const PartitionConfig& config, std::uint32_t queues,
   constexpr std::uint64_t kDiskQueue = 64 * kMiB;    // a disk's bounce buffers take 32
   constexpr std::uint64_t kDisk = 16 * kMiB;         // its helper's stack takes 8
   constexpr std::uint64_t kQueue = 64 * kMiB;        // without a recovery area, 32 for what would be there
+  const std::uint32_t io_threads = io_threads_of(config);
   std::uint64_t bytes = kBase + io_threads * kThread + queues * kQueue;
   for (const ScsiConfig& scsi : config.scsi) {
     const std::uint64_t channels = scsi.controller.channels == 0 ? io_threads : scsi.controller.channels;
@@ -161,12 +174,17 @@ PartitionSupervisor::PartitionSupervisor(boost::asio::io_context& context, Parti
       stop_timer_(context),
       program_(kOwnProgram),
       look_timer_(context) {
-  for (NicConfig& nic : config_.nics) {
-    const std::size_t index = nics_.size();
-    nics_.push_back(std::make_unique<NicKeeper>(context_, config_.name, std::move(nic),
-                                                [this, index] { hand_over_backend(nics_[index]->nic()); }));
-  }
+  for (NicConfig& nic : config_.nics) nics_.push_back(make_keeper(std::move(nic)));
   config_.nics.clear();
+}
+
+std::unique_ptr<NicKeeper> PartitionSupervisor::make_keeper(NicConfig nic) {
+  const std::string name = nic.nic.name;
+  return std::make_unique<NicKeeper>(context_, config_.name, std::move(nic), [this, name] {
+    for (const auto& each : nics_) {
+      if (each->nic().name == name) hand_over_backend(each->nic());
+    }
+  });
 }
 
 PartitionSupervisor::~PartitionSupervisor() {
@@ -181,12 +199,9 @@ std::vector<std::string> PartitionSupervisor::open() {
     problems.push_back(fmt::format("{}: {}", subject, text));
   };
   for (ScsiConfig& scsi : config_.scsi) {
-    const LogScope device_log(fmt::format("{}/{}", config_.name, scsi.controller.name));
     for (std::size_t i = 0; i < scsi.images.size(); ++i) {
-      if (scsi.controller.disks[i].backend != storvsp::DiskConfig::Backend::kFile) continue;
-      const std::string problem = open_disk_image(scsi.images[i], device_log, scsi.controller.disks[i]);
-      if (problem.empty()) continue;
-      complain(device_log.subject(), fmt::format("LUN {}: {}", scsi.controller.disks[i].lun, problem));
+      const std::string problem = open_disk(scsi, i, scsi.controller.disks[i]);
+      if (!problem.empty()) complain(fmt::format("{}/{}", config_.name, scsi.controller.name), problem);
     }
   }
   for (const auto& nic : nics_) {
@@ -203,6 +218,14 @@ std::vector<std::string> PartitionSupervisor::open() {
     complain(config_.name, fmt::format("attach socket {}: {}", config_.socket, describe(listener.error())));
   }
   return problems;
+}
+
+std::string PartitionSupervisor::open_disk(const ScsiConfig& scsi, std::size_t index,
+                                           storvsp::DiskConfig& disk) {
+  if (disk.backend != storvsp::DiskConfig::Backend::kFile) return {};
+  const LogScope log(fmt::format("{}/{}", config_.name, scsi.controller.name));
+  const std::string problem = open_disk_image(scsi.images[index], log, disk);
+  return problem.empty() ? problem : fmt::format("LUN {}: {}", disk.lun, problem);
 }
 
 void PartitionSupervisor::start() {
@@ -242,18 +265,12 @@ void PartitionSupervisor::spawn() {
   ConfigureCommand configure;
   configure.partition = config_.name;
   configure.poll_us = config_.poll_us;
-  configure.polled_rings = has_polled_disk(config_);
-  configure.io_threads = config_.io_threads;
-  if (configure.io_threads == 0) {
-    constexpr long kThreadsUnasked = 4;  // a guest with more to do is worth a line in its configuration
-    configure.io_threads =
-        static_cast<std::uint32_t>(std::clamp(::sysconf(_SC_NPROCESSORS_ONLN), 1L, kThreadsUnasked));
-  }
+  configure.polled_rings = granted_polling_ = has_polled_disk(config_);
+  configure.io_threads = io_threads_of(config_);
   worker_->send(encode(configure));
   SandboxConfig sandbox = sandbox_;
-  std::uint32_t queues = 0;
-  for (const auto& nic : nics_) queues += nic->nic().queues;
-  sandbox.own_bytes_max = own_bytes_max(config_, queues, configure.io_threads);
+  constexpr std::uint64_t kRoomForMore = std::uint64_t{4} << 30;  // for what comes at run time
+  sandbox.own_bytes_max = granted_bytes_ = own_bytes_max(config_, queues_of(nics_)) + kRoomForMore;
   worker_->send(encode(sandbox));
   if (!recovery_file_) {
     Result<UniqueFd> file = devices::RecoveryArea::make_file();
@@ -264,8 +281,11 @@ void PartitionSupervisor::spawn() {
   if (recovery_file_) worker_->send(encode_recovery_area(recovery_file_.get()));
   ++lent_number_;
   images_lent_ = true;
+  returning_.clear();
   worker_->send(encode(config_.integration));
-  for (const ScsiConfig& scsi : config_.scsi) send_controller(scsi);
+  for (const ScsiConfig& scsi : config_.scsi) {
+    send_lending(encode(scsi.controller), scsi.controller.name);
+  }
   for (const auto& nic : nics_) {
     if (was_ready_) nic->renew();
     worker_->send(encode(nic->nic()));
@@ -274,15 +294,25 @@ void PartitionSupervisor::spawn() {
   worker_->send(encode(StartCommand{}));
 }
 
+std::string PartitionSupervisor::too_much() const {
+  const char* const remedy = "; vmbusctl upgrade gives the partition a new one, and its guest goes on";
+  if (own_bytes_max(config_, queues_of(nics_)) > granted_bytes_ && worker_) {
+    return fmt::format("the worker process was started with memory for fewer devices{}", remedy);
+  }
+  if (has_polled_disk(config_) && !granted_polling_ && worker_) {
+    return "poll: the worker process was started without a polled disk; restart the partition with one";
+  }
+  return {};
+}
+
 // Each worker process gets images of its own, so that it shows when the last of what it did with them is
-// over.
-void PartitionSupervisor::send_controller(const ScsiConfig& scsi) {
-  EncodedCommand command = encode(scsi.controller);
+// over. `command` names images only.
+void PartitionSupervisor::send_lending(EncodedCommand command, const std::string& subject) {
   std::vector<UniqueFd> lent;
   for (int& image : command.fds) {
     Result<UniqueFd> fd = lend_image(image, lent_number_);
     if (!fd) {
-      log_.warning("{}: {}: a worker process that dies takes its guest's devices along", scsi.controller.name,
+      log_.warning("{}: {}: a worker process that dies takes its guest's devices along", subject,
                    describe(fd.error()));
       images_lent_ = false;
       continue;
@@ -306,6 +336,7 @@ void PartitionSupervisor::report(Report& report) {
                         },
                         [this](const StatusReport& status) { status_ready(status); },
                         [this](const GuestReport& guest) { end_ask(guest.id, guest.problem); },
+                        [this](const ChangedReport& changed) { end_change(changed.id, changed.problem); },
                         [this](KeepFdReport& keep) { keep_fd(keep); },
                         [this](const DropFdReport& drop) { kept_fds_.erase(drop.key); },
                         [this](const StaysReport&) {
@@ -361,6 +392,7 @@ void PartitionSupervisor::worker_died(int wait_status) {
   worker_.reset();
   end_look(nullptr);
   while (!asked_.empty()) end_ask(asked_.begin()->first, "the partition's worker process died");
+  end_changes();
   const bool was_attached = static_cast<bool>(attached_);
   // Whoever takes up memory that is gone dies of it as well.
   const bool taken_up = can_be_taken_up() && !lost_memory(wait_status);
@@ -416,12 +448,7 @@ bool PartitionSupervisor::can_be_taken_up() {
 // Once the kernel is done with what the dead process asked of the medium: a write of its must not come behind
 // one of the next process's, nor a read overwrite memory that the guest has put to other use.
 void PartitionSupervisor::take_up() {
-  const bool returned = std::all_of(config_.scsi.begin(), config_.scsi.end(), [this](const ScsiConfig& scsi) {
-    return std::all_of(scsi.controller.disks.begin(), scsi.controller.disks.end(), [this](const auto& disk) {
-      return !disk.fd || image_returned(disk.fd.get(), lent_number_);
-    });
-  });
-  if (returned) return spawn();
+  if (images_returned()) return spawn();
   if (std::chrono::steady_clock::now() - died_at_ >= kReturnTime) {
     log_.error(
         "the medium has not done in {} s what the last worker process asked it for: not waiting longer; "
@@ -434,6 +461,18 @@ void PartitionSupervisor::take_up() {
   retry_timer_.async_wait([this](error_code error) {
     if (!error && state_ == State::kWaiting) take_up();
   });
+}
+
+bool PartitionSupervisor::images_returned() const {
+  const auto returned = [this](const UniqueFd& image) {
+    return !image || image_returned(image.get(), lent_number_);
+  };
+  return std::all_of(returning_.begin(), returning_.end(), returned) &&
+         std::all_of(config_.scsi.begin(), config_.scsi.end(), [&](const ScsiConfig& scsi) {
+           const auto& disks = scsi.controller.disks;
+           return std::all_of(disks.begin(), disks.end(),
+                              [&](const auto& disk) { return returned(disk.fd); });
+         });
 }
 
 void PartitionSupervisor::keep_fd(KeepFdReport& report) {

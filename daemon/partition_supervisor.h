@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -71,6 +72,29 @@ class PartitionSupervisor {
   // else why not.
   void ask_guest(GuestCommand command, std::function<void(const std::string& problem)> done);
 
+  // Changes of the devices while guests use them, in partition_changes.cc. config() has a change before
+  // `done` comes: empty, when the worker process has followed and what was removed is closed; else why it is
+  // not so. A worker process that dies meanwhile is followed by one that knows no other devices.
+  using Done = std::function<void(const std::string& problem)>;
+  // The one disk of `added`, for the controller of its name.
+  void add_disk(ScsiConfig added, Done done);
+  void remove_disk(const std::string& controller, std::uint8_t lun, Done done);
+  // What is not limited any more is 0.
+  void limit_disk(const std::string& controller, std::uint8_t lun, const storvsp::DiskLimits& limits,
+                  Done done);
+  // Makes the image so large, or takes it for as large as it is (0), and tells the guest.
+  void grow_disk(const std::string& controller, std::uint8_t lun, std::uint64_t size_bytes, Done done);
+  void add_controller(ScsiConfig added, Done done);
+  void add_nic(NicConfig added, Done done);
+  void remove_device(const std::string& device, Done done);
+  // Makes the devices what a configuration file says now: removes, adds and changes what is different there,
+  // and leaves alone what came at run time. What cannot be done is logged.
+  void reload(PartitionConfig wanted);
+  [[nodiscard]] bool has_device(const std::string& name) const;
+  // nullptr: there is none.
+  [[nodiscard]] const ScsiConfig* find_controller(const std::string& name) const;
+  [[nodiscard]] const storvsp::DiskConfig* find_disk(const std::string& controller, std::uint8_t lun) const;
+
   [[nodiscard]] const PartitionConfig& config() const { return config_; }  // its NICs are nic(i)
   [[nodiscard]] std::size_t nic_count() const { return nics_.size(); }
   [[nodiscard]] const NicKeeper& nic(std::size_t index) const { return *nics_[index]; }
@@ -97,6 +121,14 @@ class PartitionSupervisor {
   class Refusal;
   // A VMM that comes and goes, or a worker that a guest has taken over, is not to push others' out.
   static constexpr std::uint32_t kEventsPerSecond = 50;
+  // One under way. Its worker may use what is held.
+  struct Change {
+    Done done;
+    std::function<void()> undo{};  // the worker has refused
+    std::vector<storvsp::DiskConfig> disks{};
+    std::unique_ptr<NicKeeper> nic{};
+    std::unique_ptr<boost::asio::steady_timer> timer{};
+  };
 
   void note(EventKind kind, std::string text, const std::string& device = {});
   void spawn();
@@ -113,7 +145,25 @@ class PartitionSupervisor {
   void take_up();
   void keep_fd(KeepFdReport& report);
   void forget_connection();
-  void send_controller(const ScsiConfig& scsi);
+  void send_lending(EncodedCommand command, const std::string& subject);
+  std::unique_ptr<NicKeeper> make_keeper(NicConfig nic);
+  [[nodiscard]] std::string open_disk(const ScsiConfig& scsi, std::size_t index, storvsp::DiskConfig& disk);
+  [[nodiscard]] bool images_returned() const;
+  // What the worker process may hold and do with these devices is no more than it was started for.
+  [[nodiscard]] std::string too_much() const;
+
+  // --- partition_changes.cc
+  void change(EncodedCommand command, bool lends, Change change);
+  void end_change(std::uint32_t id, const std::string& problem);
+  void end_changes();
+  void await_return(std::vector<storvsp::DiskConfig> disks);
+  [[nodiscard]] std::string name_conflict(const std::string& name, const std::optional<Guid>& instance) const;
+  [[nodiscard]] ScsiConfig* controller_of(const std::string& name);
+  void erase_disk(const std::string& controller, std::uint8_t lun);
+  [[nodiscard]] Done logged(const std::string& what) const;
+  void reload_controller(ScsiConfig wanted);
+  void reload_disk(ScsiConfig wanted);
+  void reload_nic(NicConfig wanted);
   void retry_later();
   void finish_stop();
 
@@ -147,6 +197,7 @@ class PartitionSupervisor {
   // For a worker process that takes up what another left.
   UniqueFd recovery_file_;
   std::map<partition::FdKey, UniqueFd> kept_fds_;  // of the connection
+  std::vector<UniqueFd> returning_;                // images that were removed from a worker that died
   std::uint32_t lent_number_ = 0;                  // of the worker's access to its images
   bool images_lent_ = true;                        // so that it is known when the kernel is done with them
   std::deque<std::chrono::steady_clock::time_point> deaths_;  // the latest few
@@ -157,6 +208,12 @@ class PartitionSupervisor {
   std::uint64_t worker_deaths_ = 0;
   boost::asio::steady_timer stop_timer_;
   std::set<std::string> links_off_;  // NICs that the operator has switched off
+
+  std::map<std::uint32_t, Change> changes_;  // of the devices, by the command's id
+  std::uint32_t change_id_ = 0;
+  std::uint32_t next_incarnation_ = 2;  // of devices and disks that come at run time
+  std::uint64_t granted_bytes_ = 0;     // the worker's bound
+  bool granted_polling_ = false;
 
   std::string program_;                                       // of the next worker process
   std::function<void(const std::string& problem)> upgraded_;  // an upgrade is under way

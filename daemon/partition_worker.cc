@@ -7,9 +7,11 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -127,6 +129,7 @@ class PartitionWorker {
                      [this](KeptFdCommand&& kept) { kept_fds_[kept.key] = std::move(kept.fd); },
                      [this](ConnectionCommand&& connection) { connect(std::move(connection)); },
                      [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
+                     [this](ChangeDevicesCommand&& change) { this->change(std::move(change)); },
                      [this](StatusCommand&& status) { look(std::move(status)); },
                      [this](GuestCommand&& guest) { ask(guest); },
                      [](LogLevelCommand&& level) { log_set_level(level.level); },
@@ -147,6 +150,7 @@ class PartitionWorker {
       options.polled_ring = configure.polled_rings;
       auto worker = io::Worker::create(options);
       if (!worker) return give_notice(io::explain_setup_error(worker.error()));
+      workers_.push_back(worker->get());
       io_workers_.push_back(*std::move(worker));
     }
   }
@@ -167,12 +171,24 @@ class PartitionWorker {
 
   void add(storvsp::ControllerConfig controller) {
     const std::string name = controller.name;
-    // More channels than threads would only spread interrupts.
-    if (controller.channels == 0) controller.channels = static_cast<std::uint32_t>(io_workers_.size());
-    keep(name, storvsp::make_controller(std::move(controller)));
+    keep(name, make(std::move(controller)));
   }
 
   void add(netvsp::NicConfig nic) {
+    const std::string name = nic.name;
+    keep(name, make(std::move(nic)));
+  }
+
+  Result<std::unique_ptr<storvsp::Controller>> make(storvsp::ControllerConfig controller) {
+    const std::string name = controller.name;
+    // More channels than threads would only spread interrupts.
+    if (controller.channels == 0) controller.channels = static_cast<std::uint32_t>(io_workers_.size());
+    auto made = storvsp::make_controller(std::move(controller));
+    if (made) controllers_[name] = made->get();
+    return made;
+  }
+
+  Result<std::unique_ptr<netvsp::Nic>> make(netvsp::NicConfig nic) {
     const std::string name = nic.name;
     Result<std::unique_ptr<netvsp::Nic>> made = netvsp::make_nic(std::move(nic));
     if (made) {
@@ -184,12 +200,83 @@ class PartitionWorker {
         });
       });
     }
-    keep(name, std::move(made));
+    return made;
   }
+
+  // Changes of the devices at run time. A name that the supervisor should know better is no reason to end.
+
+  void change(ChangeDevicesCommand command) {
+    if (!ready_) return give_notice("a device changes at the wrong time");
+    const std::uint32_t id = command.id;
+    const auto done = [this, id](const Result<void>& result) {
+      if (!stopping_) report(ChangedReport{id, result ? std::string() : describe(result.error())});
+    };
+    const auto gone = [done] { done({}); };
+    std::visit(Overloaded{[&](storvsp::ControllerConfig&& controller) { done(plug(std::move(controller))); },
+                          [&](netvsp::NicConfig&& nic) { done(plug(std::move(nic))); },
+                          [&](RemoveDevice&& remove) { unplug(remove.device, done); },
+                          [&](AddDisk&& add) {
+                            done(with_controller(add.controller, [&](storvsp::Controller& controller) {
+                              return controller.add_disk(std::move(add.disk), threads());
+                            }));
+                          },
+                          [&](RemoveDisk&& remove) {
+                            const Result<void> begun =
+                                with_controller(remove.controller, [&](storvsp::Controller& controller) {
+                                  return controller.remove_disk(remove.lun, threads(), gone);
+                                });
+                            if (!begun) done(begun);
+                          },
+                          [&](GrowDisk&& grow) {
+                            done(with_controller(grow.controller, [&](storvsp::Controller& controller) {
+                              return controller.grow_disk(grow.lun, grow.size_bytes, threads());
+                            }));
+                          },
+                          [&](LimitDisk&& limit) {
+                            done(with_controller(limit.controller, [&](storvsp::Controller& controller) {
+                              return controller.limit_disk(limit.lun, limit.limits, threads());
+                            }));
+                          }},
+               std::move(command.change));
+  }
+
+  template <typename Change>
+  Result<void> with_controller(const std::string& name, Change change) {
+    const auto found = controllers_.find(name);
+    if (found == controllers_.end()) return fail(Errc::kConfig, "there is no such controller");
+    return change(*found->second);
+  }
+
+  template <typename Config>
+  Result<void> plug(Config config) {
+    VMBUSD_TRY(auto device, make(std::move(config)));
+    if (bus_) bus_->add_device(*device);
+    devices_.push_back(std::move(device));
+    return {};
+  }
+
+  void unplug(const std::string& name, std::function<void(const Result<void>&)> done) {
+    const auto found = std::find_if(devices_.begin(), devices_.end(),
+                                    [&](const auto& device) { return own_name(device->name()) == name; });
+    if (found == devices_.end()) return done(fail(Errc::kConfig, "there is no such device"));
+    controllers_.erase(name);
+    nics_.erase(name);
+    leaving_.push_back(std::move(*found));
+    devices_.erase(found);
+    devices::Device* const device = leaving_.back().get();
+    auto gone = [this, device, done = std::move(done)] {
+      std::erase_if(leaving_, [device](const auto& each) { return each.get() == device; });
+      done({});
+    };
+    if (bus_) return bus_->remove_device(*device, std::move(gone));
+    gone();
+  }
+
+  [[nodiscard]] storvsp::Threads threads() { return {control_, workers_}; }
 
   void change(ChangeNicCommand change) {
     const auto found = nics_.find(change.nic);
-    if (found == nics_.end()) return give_notice("a NIC is changed that is not there");
+    if (found == nics_.end()) return;  // it was removed meanwhile
     netvsp::Nic& nic = *found->second;
     if (change.link) nic.set_link(*change.link);
     if (change.fds.empty()) return;
@@ -289,7 +376,7 @@ class PartitionWorker {
     if (integration_) {
       for (devices::Device* const device : integration_->devices()) config.devices.push_back(device);
     }
-    for (const auto& worker : io_workers_) config.workers.push_back(worker.get());
+    config.workers = workers_;
     if (recovery_ != nullptr) {
       config.recovery = recovery_.get();
       config.keep_fd = [this](partition::FdKey key, int fd) { keep_fd(key, fd); };
@@ -400,9 +487,12 @@ class PartitionWorker {
   ThawTimer thaw_timer_;
   std::unique_ptr<LogScope> log_;  // once configured
   std::vector<std::unique_ptr<devices::Device>> devices_;
+  std::vector<std::unique_ptr<devices::Device>> leaving_;  // until nothing of them is in use
   std::unique_ptr<integration::Integration> integration_;
-  std::map<std::string, netvsp::Nic*> nics_;             // of devices_, by their own names
+  std::map<std::string, netvsp::Nic*> nics_;  // of devices_, by their own names
+  std::map<std::string, storvsp::Controller*> controllers_;
   std::vector<std::unique_ptr<io::Worker>> io_workers_;  // stopped before the devices go
+  std::vector<io::Worker*> workers_;                     // io_workers_
   bool takes_turns_ = false;                             // the I/O workers, with the guest
   std::unique_ptr<devices::RecoveryArea> recovery_;
   devices::Bus::KeptFds kept_fds_;  // for the connection that is taken up

@@ -286,10 +286,62 @@ void show_events(Control& control, bool follow, bool json) {
   }
 }
 
-Json partition_of(const std::vector<std::string>& words) {
+Json table_of(const std::vector<std::string>& words) {
   KeyValues parsed = parse_key_values(words);
   if (!parsed.problem.empty()) throw Failure{kExitUsage, parsed.problem};
   return Json::parse(parsed.json);
+}
+
+// The names of "PARTITION/DEVICE/LUN", or of its front.
+std::vector<std::string> names_of(const std::string& path, std::size_t count_min, std::size_t count_max,
+                                  std::string_view form) {
+  std::vector<std::string> names;
+  std::size_t begin = 0;
+  for (std::size_t end = 0; end != std::string::npos; begin = end + 1) {
+    end = path.find('/', begin);
+    names.push_back(checked_name(path.substr(begin, end - begin)));
+  }
+  if (names.size() < count_min || names.size() > count_max) {
+    throw Failure{kExitUsage, fmt::format("{} is not of the form {}", path, form)};
+  }
+  return names;
+}
+
+std::string disk_target(const std::string& path) {
+  const auto names = names_of(path, 3, 3, "PARTITION/CONTROLLER/LUN");
+  return fmt::format("/v1/partitions/{}/scsi/{}/disks/{}", names[0], names[1], names[2]);
+}
+
+// A partition, given as KEY=VALUE..., or "PARTITION[/CONTROLLER] KIND KEY=VALUE...".
+void add(Control& control, std::vector<std::string> words, bool json) {
+  if (words.front().find('=') != std::string::npos) {
+    const std::string answer = control.ask("POST", "/v1/partitions", table_of(words));
+    if (json) fmt::print("{}", answer);
+    return;
+  }
+  const std::string kind = words.size() > 1 ? words[1] : "";
+  const bool disk = kind == "disk";
+  if (!disk && kind != "nic" && kind != "scsi") {
+    throw Failure{kExitUsage, fmt::format("{} is followed by disk, nic or scsi, and KEY=VALUE...", words[0])};
+  }
+  const auto names =
+      disk ? names_of(words[0], 2, 2, "PARTITION/CONTROLLER") : names_of(words[0], 1, 1, "PARTITION");
+  words.erase(words.begin(), words.begin() + 2);
+  const std::string target = disk            ? fmt::format("scsi/{}/disks", names[1])
+                             : kind == "nic" ? std::string("nics")
+                                             : kind;
+  (void)control.ask("POST", fmt::format("/v1/partitions/{}/{}", names[0], target), table_of(words));
+}
+
+void remove(Control& control, const std::string& path) {
+  const auto names = names_of(path, 1, 3, "PARTITION[/DEVICE[/LUN]]");
+  if (names.size() == 3) {
+    (void)control.ask("DELETE", disk_target(path));
+  } else if (names.size() == 2) {
+    (void)control.ask("DELETE", fmt::format("/v1/partitions/{}/devices/{}", names[0], names[1]));
+  } else {
+    (void)control.ask("DELETE", "/v1/partitions/" + names[0]);
+  }
 }
 
 int run(int argc, char** argv) {
@@ -345,18 +397,28 @@ int run(int argc, char** argv) {
       ->add_subcommand("dump", "print it: vmbusd.toml(5), or with --json the same as an object");
   command("metrics", "print the counters as Prometheus reads them",
           [](Control& control) { fmt::print("{}", control.ask("GET", "/metrics")); });
-  command("add", "add a partition, given as KEY=VALUE...",
-          [&](Control& control) {
-            const std::string answer = control.ask("POST", "/v1/partitions", partition_of(words));
-            if (json) fmt::print("{}", answer);
-          })
+  command("add", "add a partition, or a disk, NIC or controller to one, given as KEY=VALUE...",
+          [&](Control& control) { add(control, words, json); })
       ->add_option("KEY=VALUE", words,
-                   "keys of vmbusd.toml(5): name=g1 socket=/run/g1.sock scsi.name=scsi0 ...")
+                   "keys of vmbusd.toml(5): name=g1 socket=/run/g1.sock scsi.name=scsi0 ...; or g1/scsi0 "
+                   "disk lun=1 ...; g1 nic name=nic1 ...; g1 scsi name=scsi1 ...")
       ->required();
-  command("remove", "remove a partition, when its I/O in flight has ended",
-          [&](Control& control) { (void)control.ask("DELETE", "/v1/partitions/" + checked_name(name)); })
-      ->add_option("PARTITION", name)
+  command("remove", "remove a partition, a device or a disk, when its I/O in flight has ended",
+          [&](Control& control) { remove(control, name); })
+      ->add_option("PARTITION[/DEVICE[/LUN]]", name)
       ->required();
+  CLI::App* const set =
+      command("set", "change a disk's limits while its guest uses it",
+              [&](Control& control) { (void)control.ask("PATCH", disk_target(name), table_of(words)); });
+  set->add_option("PARTITION/CONTROLLER/LUN", name)->required();
+  set->add_option("KEY=VALUE", words, "iops=500 rate=100M burst=200; 0 takes iops or rate away")->required();
+  CLI::App* const resize =
+      command("resize", "tell a guest that a disk's image has grown, or make it grow", [&](Control& control) {
+        (void)control.ask("POST", disk_target(name) + "/resize",
+                          value.empty() ? Json::object() : Json{{"size", value}});
+      });
+  resize->add_option("PARTITION/CONTROLLER/LUN", name)->required();
+  resize->add_option("SIZE", value, "of the image from now on, such as 20G; without: as it is");
   command("upgrade", "replace a partition's worker process by the program that is installed now",
           [&](Control& control) {
             (void)control.ask("POST", fmt::format("/v1/partitions/{}/upgrade", checked_name(name)));

@@ -19,8 +19,10 @@ constexpr std::uint32_t kStatusInvalidParameter = 0xc000000d;
 
 // A row of what save() writes.
 struct SavedOffer {
+  Guid interface_type;
+  Guid instance;
   vmbus::Relid relid;
-  std::uint32_t device;  // index in Config::devices
+  std::uint32_t incarnation;  // Device's
   std::uint32_t sub_channel_index;
 };
 static_assert(WireStruct<SavedOffer>);
@@ -105,13 +107,80 @@ void Bus::attached(partition::Partition& partition) {
   server_ =
       std::make_unique<vmbus::Server>(static_cast<vmbus::ServerEvents&>(*this), partition.vp_count(), log_);
   if (recovering_) return;  // restore() knows what was offered
-  for (Device* const device : config_.devices) offer(*device);
+  offer_missing();
 }
 
-void Bus::offer(Device& device) {
-  const Result<vmbus::Relid> relid = server_->offer(device.offer());
-  if (!relid) return log_.error("cannot offer {}: {}", device.name(), describe(relid.error()));
-  offered_.emplace(*relid, Offered{&device, 0});
+void Bus::offer(Device& device, std::uint32_t sub_channel_index) {
+  vmbus::Offer offer = device.offer();
+  offer.sub_channel_index = static_cast<std::uint16_t>(sub_channel_index);
+  const Result<vmbus::Relid> relid = server_->offer(offer);
+  if (!relid) {
+    return log_.guest("cannot offer channel {} of {}: {}", sub_channel_index, device.name(),
+                      describe(relid.error()));
+  }
+  offered_.emplace(*relid, Offered{&device, offer.interface_type, offer.instance, device.incarnation(),
+                                   sub_channel_index});
+}
+
+// Those whose place no other has.
+void Bus::offer_missing() {
+  if (server_ == nullptr || recovering_ || !connected_) return;
+  for (Device* const device : config_.devices) {
+    const vmbus::Offer wanted = device->offer();
+    const bool taken = std::any_of(offered_.begin(), offered_.end(), [&](const auto& entry) {
+      const Offered& offered = entry.second;
+      return offered.sub_channel_index == 0 && offered.interface_type == wanted.interface_type &&
+             offered.instance == wanted.instance;
+    });
+    if (!taken) offer(*device, 0);
+  }
+}
+
+void Bus::add_device(Device& device) {
+  begin_transition();
+  config_.devices.push_back(&device);
+  offer_missing();
+}
+
+void Bus::remove_device(Device& device, std::function<void()> done) {
+  begin_transition();
+  config_.devices.erase(std::remove(config_.devices.begin(), config_.devices.end(), &device),
+                        config_.devices.end());
+  removals_.push_back({&device, std::move(done)});
+  // What is being taken up is looked through when it has been.
+  if (!recovering_) rescind(device);
+  advance_removals();
+}
+
+void Bus::rescind(const Device& device) {
+  for (const auto& [relid, offered] : offered_) {
+    // A primary's sub-channels go with it.
+    if (offered.device == &device && offered.sub_channel_index == 0) return server_->rescind(relid);
+  }
+}
+
+void Bus::advance_removals() {
+  if (recovering_ && connected_) return;
+  for (std::size_t i = 0; i < removals_.size();) {
+    Device* const device = removals_[i].device;
+    const bool open = std::any_of(channels_.begin(), channels_.end(), [&](const auto& entry) {
+      return offered_.at(entry.first).device == device;
+    });
+    if (open) {
+      ++i;
+      continue;
+    }
+    for (auto& [relid, offered] : offered_) {
+      if (offered.device == device) offered.device = nullptr;
+    }
+    control_.post(std::move(removals_[i].done));
+    removals_.erase(removals_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+}
+
+bool Bus::removed(const Device* device) const {
+  return device == nullptr ||
+         std::find(config_.devices.begin(), config_.devices.end(), device) == config_.devices.end();
 }
 
 void Bus::change_partition(bool drain, std::function<void()> change, std::function<void()> done) {
@@ -207,6 +276,7 @@ bool Bus::page_exists(vmbus::Gpn page) const {
 
 Result<std::unique_ptr<Channel>> Bus::make_channel(vmbus::Relid relid, const vmbus::OpenRequest& request) {
   const Offered& offered = offered_.at(relid);
+  if (offered.device == nullptr) return fail(Errc::kWrongState, "its device is gone");
   partition::Partition& partition = *attach_.partition();
   VMBUSD_TRY(RingPair rings, make_rings(partition.memory(), *request.ring, request.incoming_pages));
   UniqueFd doorbell;
@@ -376,6 +446,7 @@ void Bus::channel_closed(vmbus::Relid relid) {
   } else {
     server_->open_done(relid, status);
   }
+  advance_removals();
   drained(relid);
 }
 
@@ -416,12 +487,13 @@ void Bus::gpadl_released(vmbus::Relid relid, vmbus::GpadlId gpadl) {
 }
 
 void Bus::offer_gone(vmbus::Relid relid) {
-  const auto gone = offered_.extract(relid);
-  if (!gone.empty() && gone.mapped().returns) offer(*gone.mapped().device);
+  offered_.erase(relid);
+  offer_missing();
 }
 
 void Bus::connection_ended() {
   for (Device* const device : config_.devices) device->reset();
+  advance_removals();
   if (reset_done_) std::exchange(reset_done_, nullptr)();
   if (!connected_ && ended_) control_.post(std::exchange(ended_, nullptr));
 }
@@ -478,8 +550,7 @@ void Bus::save(SerialWriter& out) const {
   attach_.save(out);
   out.put(static_cast<std::uint64_t>(offered_.size()));
   for (const auto& [relid, offered] : offered_) {
-    const auto device = std::find(config_.devices.begin(), config_.devices.end(), offered.device);
-    out.put(SavedOffer{relid, static_cast<std::uint32_t>(device - config_.devices.begin()),
+    out.put(SavedOffer{offered.interface_type, offered.instance, relid, offered.incarnation,
                        offered.sub_channel_index});
   }
   server_->save(out);
@@ -508,17 +579,22 @@ Result<void> Bus::restore(std::span<const std::byte> snapshot) {
   VMBUSD_TRY(const std::uint64_t offers, in.get<std::uint64_t>());
   for (std::uint64_t i = 0; i < offers; ++i) {
     VMBUSD_TRY(const SavedOffer saved, in.get<SavedOffer>());
-    if (saved.device >= config_.devices.size() ||
-        !offered_.emplace(saved.relid, Offered{config_.devices[saved.device], saved.sub_channel_index})
-             .second) {
-      return fail(Errc::kProtocol, "an offer of no device");
-    }
+    const auto device =
+        std::find_if(config_.devices.begin(), config_.devices.end(), [&saved](const Device* each) {
+          const vmbus::Offer offer = each->offer();
+          return offer.interface_type == saved.interface_type && offer.instance == saved.instance &&
+                 each->incarnation() == saved.incarnation;
+        });
+    Offered offered{device == config_.devices.end() ? nullptr : *device, saved.interface_type, saved.instance,
+                    saved.incarnation, saved.sub_channel_index};
+    if (!offered_.emplace(saved.relid, offered).second) return fail(Errc::kProtocol, "an offer made twice");
   }
   VMBUSD_CHECK(server_->restore(in, [this](vmbus::Relid relid) { return offer_of(relid); }));
   if (!in.at_end()) return fail(Errc::kProtocol, "more than a bus records");
   std::vector<vmbus::Relid> primaries;
   for (const auto& [relid, offered] : offered_) {
-    if (offered.sub_channel_index == 0 && offered.device->can_be_taken_up()) primaries.push_back(relid);
+    const bool primary = offered.sub_channel_index == 0;
+    if (primary && !removed(offered.device) && offered.device->can_be_taken_up()) primaries.push_back(relid);
   }
   ++reopening_;
   for (const vmbus::Relid relid : primaries) VMBUSD_CHECK(server_->reopen(relid));
@@ -529,8 +605,12 @@ Result<void> Bus::restore(std::span<const std::byte> snapshot) {
 Result<vmbus::Offer> Bus::offer_of(vmbus::Relid relid) const {
   const auto found = offered_.find(relid);
   if (found == offered_.end()) return fail(Errc::kProtocol, "a channel that was not offered");
-  vmbus::Offer offer = found->second.device->offer();
-  offer.sub_channel_index = static_cast<std::uint16_t>(found->second.sub_channel_index);
+  const Offered& offered = found->second;
+  vmbus::Offer offer;
+  offer.interface_type = offered.interface_type;
+  offer.instance = offered.instance;
+  if (offered.device != nullptr) offer = offered.device->offer();
+  offer.sub_channel_index = static_cast<std::uint16_t>(offered.sub_channel_index);
   return offer;
 }
 
@@ -556,24 +636,27 @@ void Bus::recovered_channel(vmbus::Relid relid) {
   }
   log_.info("took up the guest of the last worker process: {} open channels", channels_.size());
   exchange_devices();
+  offer_missing();
+  advance_removals();
   socket_.start();
   begin_transition();
   if (config_.recovered) config_.recovered();
 }
 
-// Has the guest see devices that were open and cannot be taken up go and come back.
+// Has the guest see devices that were open and cannot be taken up go and come back, and those go that are not
+// there any more.
 void Bus::exchange_devices() {
   std::vector<vmbus::Relid> lost;
   for (auto& [relid, offered] : offered_) {
-    if (!server_->awaits_reopen(relid)) continue;
-    attach_.doorbell_detach(vmbus::Server::signal_connection(relid), [](const Result<void>&) {});
+    const bool open = server_->awaits_reopen(relid);
+    if (open) attach_.doorbell_detach(vmbus::Server::signal_connection(relid), [](const Result<void>&) {});
     if (offered.sub_channel_index != 0) continue;  // goes with its primary
-    offered.returns = true;
-    lost.push_back(relid);
+    if (open || removed(offered.device)) lost.push_back(relid);
   }
   for (const vmbus::Relid relid : lost) {
-    log_.warning("{} cannot be taken up: it is taken from the guest and offered anew",
-                 offered_.at(relid).device->name());
+    if (const Device* const device = offered_.at(relid).device; !removed(device)) {
+      log_.warning("{} cannot be taken up: it is taken from the guest and offered anew", device->name());
+    }
     server_->rescind(relid);
   }
 }
@@ -619,16 +702,8 @@ void Bus::offer_sub_channels(Device& device, std::uint32_t count) {
   control_.post([this, &device, count] {
     begin_transition();
     if (config_.recovery != nullptr) config_.recovery->leave();
-    for (std::uint32_t i = 1; i <= count; ++i) {
-      vmbus::Offer offer = device.offer();
-      offer.sub_channel_index = static_cast<std::uint16_t>(i);
-      const Result<vmbus::Relid> relid = server_->offer(offer);
-      if (!relid) {
-        log_.guest("cannot offer sub-channel {} of {}: {}", i, device.name(), describe(relid.error()));
-        return;
-      }
-      offered_.emplace(*relid, Offered{&device, i});
-    }
+    if (removed(&device)) return;
+    for (std::uint32_t i = 1; i <= count; ++i) offer(device, i);
   });
 }
 

@@ -67,6 +67,12 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   // it ends first.
   void at_rest(std::function<void(bool recorded)> done);
 
+  // At run time: offers the device, at once or when another of the same instance has left the guest.
+  void add_device(Device& device);
+  // Takes it from the guest; `done` is called from the control worker's loop, when nothing of it is in use
+  // and it may be destroyed.
+  void remove_device(Device& device, std::function<void()> done);
+
   // Ends the connection: closes all channels, drains, then calls `ended`. Again: nothing.
   void shut_down();
 
@@ -99,9 +105,15 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
     std::set<vmbus::GpadlId> releasing;  // asked of the handler and not answered
   };
   struct Offered {
-    Device* device;
+    Device* device;  // nullptr: it is gone, and the guest has not let go of the channel
+    Guid interface_type;
+    Guid instance;
+    std::uint32_t incarnation;
     std::uint32_t sub_channel_index;
-    bool returns = false;  // it was rescinded to be offered anew
+  };
+  struct Removal {
+    Device* device;
+    std::function<void()> done;
   };
   struct Change {
     std::function<void()> change;
@@ -145,7 +157,11 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   [[nodiscard]] Result<vmbus::Offer> offer_of(vmbus::Relid relid) const;
   void recovered_channel(vmbus::Relid relid);
   void exchange_devices();
-  void offer(Device& device);
+  void offer(Device& device, std::uint32_t sub_channel_index);
+  void offer_missing();
+  void rescind(const Device& device);
+  void advance_removals();
+  [[nodiscard]] bool removed(const Device* device) const;
   void start_channel(vmbus::Relid relid);
 
   [[nodiscard]] Result<std::unique_ptr<Channel>> make_channel(vmbus::Relid relid,
@@ -172,6 +188,7 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   std::unique_ptr<vmbus::Server> server_;  // after Hello
   std::map<vmbus::Relid, Offered> offered_;
   std::map<vmbus::Relid, OpenChannel> channels_;
+  std::vector<Removal> removals_;
   std::function<void()> reset_done_;
   std::deque<Change> changes_;       // that drain; the first is under way
   std::set<vmbus::Relid> draining_;  // channels that the first change waits for

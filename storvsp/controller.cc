@@ -122,7 +122,8 @@ struct DiskInUse {
 
 class ScsiController final : public Controller {
  public:
-  ScsiController(std::string name, const Guid& instance) : name_(std::move(name)), instance_(instance) {}
+  ScsiController(std::string name, const Guid& instance, std::uint32_t incarnation)
+      : name_(std::move(name)), instance_(instance), incarnation_(incarnation) {}
 
   const std::string& name() const override { return name_; }
 
@@ -151,6 +152,7 @@ class ScsiController final : public Controller {
   }
 
   bool can_be_taken_up() const override { return true; }
+  std::uint32_t incarnation() const override { return incarnation_; }
 
   void reset() override {
     state_->ready_version.store(0, std::memory_order_relaxed);
@@ -341,6 +343,7 @@ class ScsiController final : public Controller {
 
   std::string name_;
   Guid instance_;
+  std::uint32_t incarnation_;
   // Shared with what has been asked of its channels.
   std::shared_ptr<ControllerState> state_ = std::make_shared<ControllerState>();
   std::array<std::weak_ptr<DiskInUse>, kMaxLuns> in_use_;  // state_->luns
@@ -364,7 +367,8 @@ Result<std::unique_ptr<Controller>> make_controller(ControllerConfig config) {
   const Guid instance = config.instance
                             ? *config.instance
                             : Guid::derive("vmbusd SCSI controller of " + config.partition, config.name);
-  auto controller = std::make_unique<ScsiController>(config.partition + "/" + config.name, instance);
+  auto controller =
+      std::make_unique<ScsiController>(config.partition + "/" + config.name, instance, config.incarnation);
   controller->set_limits({config.max_transfer_bytes, static_cast<std::uint16_t>(config.channels - 1)});
   for (DiskConfig& disk : config.disks) {
     VMBUSD_TRY(const DiskPlan plan, plan_disk(disk));

@@ -59,9 +59,10 @@ struct DiskConfig {
 };
 
 struct ControllerConfig {
-  std::string partition;         // for logs and identities
-  std::string name;              // unique in the partition, for example "scsi0"
-  std::optional<Guid> instance;  // empty: made from partition and name, the same at every start
+  std::string partition;          // for logs and identities
+  std::string name;               // unique in the partition, for example "scsi0"
+  std::optional<Guid> instance;   // empty: made from partition and name, the same at every start
+  std::uint32_t incarnation = 1;  // as DiskConfig's, of controllers that had its instance before
   std::uint32_t max_transfer_bytes = kDefaultTransferBytes;  // multiple of 4096, 4096..kMaxTransferBytes
   std::uint32_t channels = 1;  // that a guest may have, the primary among them: 1..kMaxChannels
   std::vector<DiskConfig> disks;
