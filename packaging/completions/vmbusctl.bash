@@ -16,7 +16,7 @@ _vmbusctl_nics() {
 
 _vmbusctl() {
   local word="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}" command="" place=0 i
-  local commands="status inspect top events config metrics add remove upgrade shutdown freeze thaw key link log-level reload"
+  local commands="status inspect top events config metrics add remove set resize upgrade shutdown freeze thaw key link log-level reload"
   case "$previous" in
     -s | --socket)
       mapfile -t COMPREPLY < <(compgen -f -- "$word")
@@ -48,11 +48,14 @@ _vmbusctl() {
     case "$command:$place" in
       :0) choices="$commands" ;;
       config:0) choices="dump" ;;
-      inspect:0 | remove:0 | upgrade:0 | shutdown:0 | freeze:0 | thaw:0 | key:0) choices="$(_vmbusctl_partitions)" ;;
+      add:0) choices="$(_vmbusctl_partitions) name=" ;;
+      add:1) choices="disk nic scsi socket=" ;;
+      inspect:0 | remove:0 | set:0 | resize:0 | upgrade:0 | shutdown:0 | freeze:0 | thaw:0 | key:0) choices="$(_vmbusctl_partitions)" ;;
       link:0) choices="$(_vmbusctl_nics)" ;;
       link:1) choices="up down" ;;
       log-level:0) choices="debug info warning error" ;;
-      add:*) choices="name= socket= io_threads= poll_us= nice= scsi.name= scsi.disk.lun= scsi.disk.path= nic.name= nic.backend=" ;;
+      add:*) choices="name= socket= io_threads= poll_us= nice= scsi.name= scsi.disk.lun= scsi.disk.path= nic.name= nic.backend= lun= path= backend= iops= rate=" ;;
+      set:*) choices="iops= rate= burst=" ;;
     esac
   fi
   mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$word")

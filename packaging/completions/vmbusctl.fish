@@ -53,8 +53,10 @@ complete -c vmbusctl -n __vmbusctl_command -a top -d 'Show what the channels do'
 complete -c vmbusctl -n __vmbusctl_command -a events -d 'Print what has happened to partitions'
 complete -c vmbusctl -n __vmbusctl_command -a config -d 'Print a configuration file of what is served now'
 complete -c vmbusctl -n __vmbusctl_command -a metrics -d 'Print the counters as Prometheus reads them'
-complete -c vmbusctl -n __vmbusctl_command -a add -d 'Add a partition'
-complete -c vmbusctl -n __vmbusctl_command -a remove -d 'Remove a partition'
+complete -c vmbusctl -n __vmbusctl_command -a add -d 'Add a partition, or a device to one'
+complete -c vmbusctl -n __vmbusctl_command -a remove -d 'Remove a partition, a device or a disk'
+complete -c vmbusctl -n __vmbusctl_command -a set -d "Change a disk's limits"
+complete -c vmbusctl -n __vmbusctl_command -a resize -d 'Tell a guest that a disk has grown'
 complete -c vmbusctl -n __vmbusctl_command -a upgrade -d "Replace a partition's worker process"
 complete -c vmbusctl -n __vmbusctl_command -a shutdown -d 'Have a guest power itself off'
 complete -c vmbusctl -n __vmbusctl_command -a freeze -d 'Have a guest hold its file systems'
@@ -64,13 +66,15 @@ complete -c vmbusctl -n __vmbusctl_command -a link -d "Switch a NIC's link"
 complete -c vmbusctl -n __vmbusctl_command -a log-level -d 'Show the least level that is logged, or change it'
 complete -c vmbusctl -n __vmbusctl_command -a reload -d 'Have vmbusd read its configuration file again'
 
-complete -c vmbusctl -n '__vmbusctl_at 0 inspect remove upgrade shutdown freeze thaw key' -a '(__vmbusctl_partitions)'
+complete -c vmbusctl -n '__vmbusctl_at 0 add inspect remove set resize upgrade shutdown freeze thaw key' -a '(__vmbusctl_partitions)'
 complete -c vmbusctl -n '__vmbusctl_at 0 link' -a '(__vmbusctl_nics)'
 complete -c vmbusctl -n '__vmbusctl_at 1 link' -a 'up down'
 complete -c vmbusctl -n '__vmbusctl_at 0 log-level' -a 'debug info warning error'
 complete -c vmbusctl -n '__vmbusctl_at 0 config' -a dump
+complete -c vmbusctl -n '__vmbusctl_at 1 add' -a 'disk nic scsi'
+complete -c vmbusctl -n '__fish_seen_subcommand_from set' -a 'iops= rate= burst='
 complete -c vmbusctl -n '__fish_seen_subcommand_from add' \
-    -a 'name= socket= io_threads= poll_us= scsi.name= scsi.disk.lun= scsi.disk.path= nic.name= nic.backend='
+    -a 'name= socket= io_threads= poll_us= scsi.name= scsi.disk.lun= scsi.disk.path= nic.name= nic.backend= lun= path= backend= iops= rate='
 complete -c vmbusctl -n '__fish_seen_subcommand_from top' -s d -l delay -x -d 'Seconds between two looks'
 complete -c vmbusctl -n '__fish_seen_subcommand_from top' -s n -l rounds -x -d 'Stop after so many'
 complete -c vmbusctl -n '__fish_seen_subcommand_from events' -s f -l follow -d 'And what happens from now on'

@@ -20,7 +20,7 @@ _vmbusctl_nics() {
 }
 
 _vmbusctl_keys() {
-  compadd -S '' -- name= socket= io_threads= poll_us= scsi.name= scsi.disk.lun= scsi.disk.path= nic.name= nic.backend=
+  compadd -S '' -- name= socket= io_threads= poll_us= scsi.name= scsi.disk.lun= scsi.disk.path= nic.name= nic.backend= lun= path= backend= iops= rate=
 }
 
 _vmbusctl() {
@@ -34,8 +34,10 @@ _vmbusctl() {
     'events:print what has happened to partitions'
     'config:print a configuration file that says what vmbusd serves now'
     'metrics:print the counters as Prometheus reads them'
-    'add:add a partition'
-    'remove:remove a partition'
+    'add:add a partition, or a device to one'
+    'remove:remove a partition, a device or a disk'
+    "set:change a disk's limits"
+    'resize:tell a guest that a disk has grown'
     "upgrade:replace a partition's worker process"
     'shutdown:have a guest power itself off'
     'freeze:have a guest hold its file systems'
@@ -63,7 +65,12 @@ _vmbusctl() {
           ;;
         events) _arguments '--json[print JSON]' '(-f --follow)'{-f,--follow}'[and what happens from now on]' ;;
         config) _arguments '--json[print JSON]' '1:action:(dump)' ;;
-        add) _arguments '--json[print JSON]' '*:key:_vmbusctl_keys' ;;
+        add)
+          _arguments '--json[print JSON]' '1:partition or key:{ _vmbusctl_partitions; _vmbusctl_keys }' \
+            '2:kind or key:{ compadd disk nic scsi; _vmbusctl_keys }' '*:key:_vmbusctl_keys'
+          ;;
+        set) _arguments '1:disk:_vmbusctl_partitions' '*:key:{ compadd -S "" -- iops= rate= burst= }' ;;
+        resize) _arguments '1:disk:_vmbusctl_partitions' '2:size' ;;
         shutdown)
           _arguments '(--hibernate)--reboot[restart instead]' '(--reboot)--hibernate[hibernate instead]' \
             '1:partition:_vmbusctl_partitions'
