@@ -165,7 +165,7 @@ class Server final : public HttpServer {
     error_code ignored;
     acceptor_.close(ignored);
     for (const auto& session : sessions_) session->close();
-    if (::unlink(options_.path.c_str()) != 0 && errno != ENOENT) {
+    if (!options_.path.empty() && ::unlink(options_.path.c_str()) != 0 && errno != ENOENT) {
       kLog.warning("cannot remove {}", options_.path);
     }
   }
@@ -218,8 +218,13 @@ class Server final : public HttpServer {
 
 Result<std::unique_ptr<HttpServer>> HttpServer::listen(boost::asio::io_context& context, Options options,
                                                        Handler handler) {
-  VMBUSD_TRY(UniqueFd listener, listen_unix(options.path, SOCK_STREAM, kBacklog));
-  if (options.group) {
+  UniqueFd listener = std::move(options.given);
+  if (listener) {
+    options.path.clear();
+  } else {
+    VMBUSD_TRY(listener, listen_unix(options.path, SOCK_STREAM, kBacklog));
+  }
+  if (options.group && !options.path.empty()) {
     const bool opened = ::chown(options.path.c_str(), static_cast<uid_t>(-1), *options.group) == 0 &&
                         ::chmod(options.path.c_str(), S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP) == 0;
     if (!opened) {

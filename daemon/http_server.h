@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/fd.h"
 #include "base/result.h"
 
 namespace vmbusd::daemon {
@@ -43,14 +44,17 @@ class HttpServer {
 
   struct Options {
     std::string path;
-    // May connect beside root and vmbusd's own user; the socket's file is the group's too then.
+    UniqueFd given;  // in place of a socket at the path: listening, non-blocking
+    // May connect beside root and vmbusd's own user; the file of a socket at the path is the group's too
+    // then.
     std::optional<gid_t> group;
   };
 
   // A socket that was left by a process that is gone is replaced, one on which somebody listens is not.
   [[nodiscard]] static Result<std::unique_ptr<HttpServer>> listen(boost::asio::io_context& context,
                                                                   Options options, Handler handler);
-  virtual ~HttpServer() = default;  // closes all connections and removes the socket
+  // Closes all connections, and removes the socket unless it was given.
+  virtual ~HttpServer() = default;
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 

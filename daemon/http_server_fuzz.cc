@@ -32,10 +32,11 @@ class Fixture {
  public:
   Fixture() {
     log_set_level(LogLevel::kError);
-    auto listening = HttpServer::listen(context_, {.path = directory_.path("socket"), .group = std::nullopt},
-                                        [this](const HttpRequest& request, HttpServer::Respond respond) {
-                                          handle(request, std::move(respond));
-                                        });
+    auto listening =
+        HttpServer::listen(context_, {.path = directory_.path("socket"), .given = {}, .group = std::nullopt},
+                           [this](const HttpRequest& request, HttpServer::Respond respond) {
+                             handle(request, std::move(respond));
+                           });
     promise(listening.has_value(), "the server listens");
     server_ = std::move(*listening);
   }

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "daemon/capabilities.h"
 #include "daemon/config.h"
+#include "daemon/given_sockets.h"
 #include "daemon/options.h"
 #include "daemon/partition_worker.h"
 #include "daemon/supervisor.h"
@@ -25,6 +26,18 @@ int refuse_config(const std::string& file, const std::vector<ConfigProblem>& pro
     fmt::print(stderr, "{}\n", format_problem(file, problem));
   }
   return kExitUsage;
+}
+
+// What is wrong with the sockets that this process was started with; empty where nothing is.
+std::string take_sockets(const Options& options, GivenSockets& sockets) {
+  std::string subject;
+  if (const Result<void> taken = sockets.take_from_environment(subject); !taken)
+    return fmt::format("{} {}", subject, describe(taken.error()));
+  for (const auto& [name, fd] : options.sockets) {
+    if (const Result<void> added = sockets.add(name, fd); !added)
+      return fmt::format("--fd {}={} {}", name, fd, describe(added.error()));
+  }
+  return {};
 }
 
 int run(int argc, char** argv) {
@@ -55,10 +68,15 @@ int run(int argc, char** argv) {
     return kExitOk;
   }
   if (!options.control_socket.empty()) parsed.config.control_socket = options.control_socket;
+  GivenSockets sockets;
+  if (const std::string problem = take_sockets(options, sockets); !problem.empty()) {
+    fmt::print(stderr, "vmbusd: {}\n", problem);
+    return kExitUsage;
+  }
   if (!options.socket_group.empty()) parsed.config.socket_group = options.socket_group;
   if (!options.worker_user.empty()) parsed.config.worker_user = options.worker_user;
   if (options.seccomp) parsed.config.seccomp = *options.seccomp;
-  return run_supervisor(std::move(parsed.config), options.config_path, options.log_level);
+  return run_supervisor(std::move(parsed.config), options.config_path, std::move(sockets), options.log_level);
 }
 
 }  // namespace

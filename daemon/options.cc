@@ -1,6 +1,8 @@
 #include "daemon/options.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
 #include <map>
 
 namespace vmbusd::daemon {
@@ -22,6 +24,24 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
       ->check([](const std::string& path) {
         return path.starts_with('/') ? std::string() : "PATH is not absolute: " + path;
       });
+  app.add_option_function<std::vector<std::string>>(
+         "--fd",
+         [&](const std::vector<std::string>& words) {
+           for (const std::string& word : words) {
+             const std::size_t equals = word.find('=');
+             int fd = -1;
+             const char* const end = word.data() + word.size();
+             const char* const digits = word.data() + std::min(word.size(), equals + 1);
+             const auto [parsed, error] = std::from_chars(digits, end, fd);
+             if (equals == std::string::npos || error != std::errc() || parsed != end)
+               throw CLI::ValidationError("--fd", word + " is not of the form NAME=NUMBER");
+             options.sockets.emplace_back(word.substr(0, equals), fd);
+           }
+         },
+         "listen on this descriptor: control=N in place of the control socket's path, attach.PARTITION=N in "
+         "place of a partition's")
+      ->type_name("NAME=N")
+      ->allow_extra_args(false);
   app.add_option("--socket-group", options.socket_group,
                  "let this group use the control socket too; wins over socket_group in FILE")
       ->type_name("GROUP");

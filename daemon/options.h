@@ -3,7 +3,9 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <variant>
+#include <vector>
 
 #include "base/log.h"
 #include "daemon/sandbox.h"
@@ -21,10 +23,11 @@ struct Options {
   std::string config_path;
   bool check_config = false;
   bool print_capabilities = false;
-  std::string control_socket;            // absolute; empty: as the configuration says
-  std::string socket_group;              // likewise
-  std::string worker_user;               // likewise
-  std::optional<SeccompAction> seccomp;  // likewise
+  std::string control_socket;                        // absolute; empty: as the configuration says
+  std::string socket_group;                          // likewise
+  std::vector<std::pair<std::string, int>> sockets;  // GivenSockets::add()
+  std::string worker_user;                           // likewise
+  std::optional<SeccompAction> seccomp;              // likewise
   LogLevel log_level = LogLevel::kInfo;
   int partition_worker_fd = -1;  // not -1: this process is a partition's worker, see partition_worker.h
 };

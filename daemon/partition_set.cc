@@ -29,6 +29,8 @@ PartitionSet::Entry& PartitionSet::insert(PartitionConfig config, bool from_file
   };
   entry.partition = std::make_unique<PartitionSupervisor>(context_, std::move(config), sandbox_, log_level_,
                                                           std::move(events));
+  if (given_sockets_ == nullptr) return entry;
+  if (UniqueFd socket = given_sockets_->attach(name)) entry.partition->listen_on(std::move(socket));
   return entry;
 }
 

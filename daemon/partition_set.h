@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "daemon/config.h"
 #include "daemon/event_log.h"
+#include "daemon/given_sockets.h"
 #include "daemon/partition_supervisor.h"
 
 namespace vmbusd::daemon {
@@ -34,6 +35,9 @@ class PartitionSet {
 
   // Of the workers that start from here on.
   void set_sandbox(const SandboxConfig& sandbox) { sandbox_ = sandbox; }
+
+  // Before open(). `sockets` outlives this.
+  void set_given_sockets(const GivenSockets& sockets) { given_sockets_ = &sockets; }
 
   // At the start; false, and logged, where a partition cannot be had.
   [[nodiscard]] bool open(std::vector<PartitionConfig> partitions);
@@ -89,6 +93,7 @@ class PartitionSet {
   EventLog& event_log_;
   Events events_;
   SandboxConfig sandbox_;
+  const GivenSockets* given_sockets_ = nullptr;
   std::vector<std::unique_ptr<Entry>> entries_;
   std::size_t awaited_ = 0;  // entries that are
   bool stopping_ = false;

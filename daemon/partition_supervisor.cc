@@ -209,6 +209,7 @@ std::vector<std::string> PartitionSupervisor::open() {
       complain(fmt::format("{}/{}", config_.name, nic->nic().name), problem);
     }
   }
+  if (listener_.is_open()) return problems;
   Result<UniqueFd> listener = partition::listen_seqpacket(config_.socket);
   if (listener) {
     socket_bound_ = true;
@@ -226,6 +227,11 @@ std::string PartitionSupervisor::open_disk(const ScsiConfig& scsi, std::size_t i
   const LogScope log(fmt::format("{}/{}", config_.name, scsi.controller.name));
   const std::string problem = open_disk_image(scsi.images[index], log, disk);
   return problem.empty() ? problem : fmt::format("LUN {}: {}", disk.lun, problem);
+}
+
+void PartitionSupervisor::listen_on(UniqueFd socket) {
+  error_code ignored;
+  listener_.assign(socket.release(), ignored);
 }
 
 void PartitionSupervisor::start() {

@@ -52,6 +52,8 @@ class PartitionSupervisor {
   PartitionSupervisor(const PartitionSupervisor&) = delete;
   PartitionSupervisor& operator=(const PartitionSupervisor&) = delete;
 
+  // Before open(): VMMs come by this listening socket, in place of one that is made. Its file is its giver's.
+  void listen_on(UniqueFd socket);
   // Opens images and NICs' back ends and binds the socket. Logs every failure and returns what was logged.
   [[nodiscard]] std::vector<std::string> open();
   void start();

@@ -21,6 +21,7 @@
 
 #include "daemon/control_api.h"
 #include "daemon/event_log.h"
+#include "daemon/given_sockets.h"
 #include "daemon/http_server.h"
 #include "daemon/options.h"
 #include "daemon/partition_set.h"
@@ -71,8 +72,9 @@ std::optional<gid_t> find_group(const std::string& name) {
 
 class Supervisor {
  public:
-  Supervisor(Config config, const std::string& config_path, LogLevel log_level)
+  Supervisor(Config config, const std::string& config_path, GivenSockets sockets, LogLevel log_level)
       : config_(std::move(config)),
+        sockets_(std::move(sockets)),
         config_path_(config_path),
         signals_(context_),
         watchdog_timer_(context_),
@@ -84,6 +86,7 @@ class Supervisor {
 
   int run() {
     if (!prepare_sandbox()) return kExitRuntime;
+    partitions_.set_given_sockets(sockets_);
     const bool listens = open_control_socket();
     const bool all = partitions_.open(std::exchange(config_.partitions, {}));
     if (!all || !listens) return kExitRuntime;
@@ -109,13 +112,15 @@ class Supervisor {
   }
 
   bool open_control_socket() {
-    if (config_.control_socket.empty()) {
+    HttpServer::Options options;
+    options.path = config_.control_socket;
+    options.given = sockets_.control();
+    const bool given = static_cast<bool>(options.given);
+    if (options.path.empty() && !given) {
       if (config_.socket_group.empty()) return true;
       kLog.error("socket_group is given and no control socket; give --control-socket or control_socket too");
       return false;
     }
-    HttpServer::Options options;
-    options.path = config_.control_socket;
     if (!config_.socket_group.empty()) {
       options.group = find_group(config_.socket_group);
       if (!options.group) {
@@ -123,15 +128,16 @@ class Supervisor {
         return false;
       }
     }
-    auto server = HttpServer::listen(context_, options, [this](const HttpRequest& request, auto respond) {
-      api_.handle(request, std::move(respond));
-    });
+    const std::string name = given ? "as given" : options.path;
+    auto server = HttpServer::listen(
+        context_, std::move(options),
+        [this](const HttpRequest& request, auto respond) { api_.handle(request, std::move(respond)); });
     if (!server) {
-      kLog.error("control socket {}: {}", options.path, describe(server.error()));
+      kLog.error("control socket {}: {}", name, describe(server.error()));
       return false;
     }
     server_ = *std::move(server);
-    kLog.info("control socket: {}", options.path);
+    kLog.info("control socket: {}", name);
     return true;
   }
 
@@ -214,6 +220,7 @@ class Supervisor {
 
   boost::asio::io_context context_{1};
   Config config_;  // its partitions are with partitions_
+  const GivenSockets sockets_;
   std::string config_path_;
   boost::asio::signal_set signals_;
   boost::asio::steady_timer watchdog_timer_;
@@ -228,11 +235,11 @@ class Supervisor {
 
 }  // namespace
 
-int run_supervisor(Config config, const std::string& config_path, LogLevel log_level) {
+int run_supervisor(Config config, const std::string& config_path, GivenSockets sockets, LogLevel log_level) {
   std::signal(SIGHUP, SIG_IGN);  // until it is listened to
   raise_descriptor_limit();
   if (!io_uring_usable()) return kExitRuntime;
-  return Supervisor(std::move(config), config_path, log_level).run();
+  return Supervisor(std::move(config), config_path, std::move(sockets), log_level).run();
 }
 
 }  // namespace vmbusd::daemon

@@ -27,7 +27,7 @@ std::string contents_of(const std::string& path) {
 }
 
 pid_t spawn(const char* program, std::vector<std::string> arguments, std::vector<std::string> environment,
-            const std::string& log_path) {
+            const std::string& log_path, const std::vector<int>& fds = {}) {
   std::vector<char*> argv;
   arguments.insert(arguments.begin(), program);
   for (std::string& argument : arguments) argv.push_back(argument.data());
@@ -42,7 +42,13 @@ pid_t spawn(const char* program, std::vector<std::string> arguments, std::vector
   ::posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND,
                                      0600);
   ::posix_spawn_file_actions_adddup2(&actions, STDOUT_FILENO, STDERR_FILENO);
-  ::posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
+  int next = STDERR_FILENO + 1;
+  for (const int fd : fds) {
+    // Above those that they become, so that none takes another's place.
+    VMBUSD_ASSERT(fd >= STDERR_FILENO + 1 + static_cast<int>(fds.size()));
+    ::posix_spawn_file_actions_adddup2(&actions, fd, next++);
+  }
+  ::posix_spawn_file_actions_addclosefrom_np(&actions, next);
   pid_t pid = -1;
   VMBUSD_ASSERT(::posix_spawn(&pid, program, &actions, nullptr, argv.data(), envp.data()) == 0);
   ::posix_spawn_file_actions_destroy(&actions);
@@ -64,7 +70,8 @@ Finished run_vmbusd(const std::vector<std::string>& arguments) {
   return run_program(VMBUSD_EXE, arguments);
 }
 
-RunningDaemon::RunningDaemon(const TemporaryDirectory& directory, const std::string& config) {
+RunningDaemon::RunningDaemon(const TemporaryDirectory& directory, const std::string& config,
+                             const StartedWith& with) {
   static int count = 0;
   const std::string own = std::to_string(++count);  // one directory may serve several daemons
   config_path_ = directory.path("vmbusd" + own + ".toml");
@@ -80,7 +87,16 @@ RunningDaemon::RunningDaemon(const TemporaryDirectory& directory, const std::str
   VMBUSD_ASSERT(::bind(notifications_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) ==
                 0);
 
-  pid_ = spawn(VMBUSD_EXE, {"--config", config_path_}, {"NOTIFY_SOCKET=" + notify_path}, log_path_);
+  std::vector<std::string> arguments = {"--config", config_path_};
+  arguments.insert(arguments.end(), with.arguments.begin(), with.arguments.end());
+  std::vector<std::string> environment = with.environment;
+  environment.push_back("NOTIFY_SOCKET=" + notify_path);
+  const char* program = VMBUSD_EXE;
+  if (!with.shell.empty()) {
+    program = "/bin/sh";
+    arguments.insert(arguments.begin(), {"-c", with.shell + "; exec \"$0\" \"$@\"", VMBUSD_EXE});
+  }
+  pid_ = spawn(program, arguments, environment, log_path_, with.fds);
 }
 
 RunningDaemon::~RunningDaemon() {

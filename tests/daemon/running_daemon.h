@@ -27,10 +27,18 @@ struct Finished {
 // That is vmbusd.
 [[nodiscard]] Finished run_vmbusd(const std::vector<std::string>& arguments);
 
+// How vmbusd is started, beside its configuration.
+struct StartedWith {
+  std::vector<std::string> arguments = {};
+  std::vector<std::string> environment = {};  // "NAME=value"
+  std::vector<int> fds = {};                  // become its descriptors from 3 on
+  std::string shell = {};                     // run by the shell that becomes vmbusd
+};
+
 class RunningDaemon {
  public:
   // Starts vmbusd on `config` (written to a file in `directory`), with a service manager's socket.
-  RunningDaemon(const TemporaryDirectory& directory, const std::string& config);
+  RunningDaemon(const TemporaryDirectory& directory, const std::string& config, const StartedWith& with = {});
   ~RunningDaemon();  // kills what still runs
   RunningDaemon(const RunningDaemon&) = delete;
   RunningDaemon& operator=(const RunningDaemon&) = delete;
