@@ -45,6 +45,7 @@ int run(int argc, char** argv) {
   if (const int* status = std::get_if<int>(&outcome)) return *status;
   const Options& options = std::get<Options>(outcome);
   log_init(options.log_level);
+  log_set_format(options.log_format);
   std::signal(SIGPIPE, SIG_IGN);  // a log reader that is gone must not stop guests' I/O
 
   if (options.partition_worker_fd >= 0) {
@@ -67,12 +68,12 @@ int run(int argc, char** argv) {
     fmt::print("{}: OK\n", options.config_path);
     return kExitOk;
   }
-  if (!options.control_socket.empty()) parsed.config.control_socket = options.control_socket;
   GivenSockets sockets;
   if (const std::string problem = take_sockets(options, sockets); !problem.empty()) {
     fmt::print(stderr, "vmbusd: {}\n", problem);
     return kExitUsage;
   }
+  if (!options.control_socket.empty()) parsed.config.control_socket = options.control_socket;
   if (!options.socket_group.empty()) parsed.config.socket_group = options.socket_group;
   if (!options.worker_user.empty()) parsed.config.worker_user = options.worker_user;
   if (options.seccomp) parsed.config.seccomp = *options.seccomp;

@@ -67,6 +67,12 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
          "least level that is logged: debug, info (default), warning, error")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->type_name("LEVEL");
+  const std::map<std::string, LogFormat> formats = {{"text", LogFormat::kText}, {"json", LogFormat::kJson}};
+  app.add_option_function<std::string>(
+         "--log-format", [&](const std::string& name) { options.log_format = formats.at(name); },
+         "how log lines are written: text (default), json")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->type_name("FORMAT");
   // Not for operators, so in no group that --help shows.
   CLI::Option* worker = app.add_option("--partition-worker", options.partition_worker_fd)
                             ->check(CLI::NonNegativeNumber)

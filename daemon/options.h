@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/log_format.h"
 #include "daemon/sandbox.h"
 
 namespace vmbusd::daemon {
@@ -29,6 +30,7 @@ struct Options {
   std::string worker_user;                           // likewise
   std::optional<SeccompAction> seccomp;              // likewise
   LogLevel log_level = LogLevel::kInfo;
+  LogFormat log_format = LogFormat::kText;
   int partition_worker_fd = -1;  // not -1: this process is a partition's worker, see partition_worker.h
 };
 

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/log_format.h"
 #include "daemon/command_socket.h"
 #include "daemon/options.h"
 
@@ -96,7 +97,11 @@ Result<std::shared_ptr<WorkerProcess>> WorkerProcess::spawn(boost::asio::io_cont
   std::string title = fmt::format("vmbusd: {}", log.subject());
   std::string fd_option = fmt::format("--partition-worker={}", kWorkerSocketFd);
   std::string level_option = fmt::format("--log-level={}", level_name(log_level));
-  const std::array<char*, 4> arguments = {title.data(), fd_option.data(), level_option.data(), nullptr};
+  std::string format_option = "--log-format=json";
+  // Not where it is the default: an older program, which upgrade() may bring, does not know it.
+  char* const format = log_format() == LogFormat::kJson ? format_option.data() : nullptr;
+  const std::array<char*, 5> arguments = {title.data(), fd_option.data(), level_option.data(), format,
+                                          nullptr};
 
   const SpawnSetup setup(sockets.second.get());
   pid_t pid = -1;

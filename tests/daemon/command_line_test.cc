@@ -1,7 +1,10 @@
 // vmbusd as it is called from a shell.
+#include <signal.h>
 #include <unistd.h>
 
 #include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 
 #include "tests/catch.h"
@@ -55,6 +58,43 @@ TEST_CASE("--check-config tells all that is wrong, or OK", "[daemon]") {
                           ":4: partition.threads: unknown key; accepted: heartbeat, io_threads, kvp, name, "
                           "nic, nice, poll_us, scsi, "
                           "shutdown, socket, timesync, vss\n");
+}
+
+constexpr const char* kOnePartition = "[[partition]]\nname = 'demo'\nsocket = 'demo.sock'\nio_threads = 1\n";
+
+TEST_CASE("each line of the log is JSON where that is asked for, workers' lines too", "[daemon]") {
+  const TemporaryDirectory directory;
+  RunningDaemon daemon(directory, kOnePartition,
+                       {.arguments = {"--log-format", "json", "--log-level", "debug"}});
+  REQUIRE(daemon.wait_for_notification("READY=1"));
+  ::kill(daemon.worker_pid(), SIGTERM);  // it says that it goes
+  REQUIRE(daemon.wait_for_log("exited with status 0"));
+  daemon.signal(SIGTERM);
+  REQUIRE(daemon.wait() == 0);
+  std::istringstream lines(daemon.log());
+  std::size_t count = 0;
+  for (std::string line; std::getline(lines, line); ++count) {
+    INFO(line);
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    REQUIRE(json.is_object());
+    CHECK(json["time"].get<std::string>().ends_with("Z"));
+    CHECK(json["level"].is_string());
+    CHECK(json["subject"].is_string());
+    CHECK(json["message"].is_string());
+  }
+  CHECK(count >= 3);
+}
+
+TEST_CASE("lines have priorities where the journal reads them, and nowhere else", "[daemon]") {
+  const TemporaryDirectory directory;
+  const auto first_line = [&](const std::string& stream) {
+    RunningDaemon daemon(directory, kOnePartition, {.shell = "export JOURNAL_STREAM=" + stream});
+    REQUIRE(daemon.wait_for_notification("READY=1"));
+    const std::string log = daemon.log();
+    return log.substr(0, log.find('\n'));
+  };
+  CHECK(first_line("$(stat -L -c %d:%i /dev/stderr)").starts_with("<6>info: "));
+  CHECK(first_line("1:1").starts_with("20"));
 }
 
 TEST_CASE("the example configuration passes the check", "[daemon]") {
