@@ -153,17 +153,20 @@ class Session {
         promise(answer != Answer::kNo || control_.pending_send_size == 0, "nothing is asked for in vain");
         return answer <= Answer::kYes;
       }
-      case 6: {
-        const Result<std::uint32_t> writable = ring.writable();
-        promise(writable.has_value() == model_.is_index(control_.read_index), "writable fails");
-        if (!writable) return false;
-        model_.look(control_.read_index);
-        promise(*writable == model_.room(), "writable");
-        return true;
-      }
+      case 6:
+        return look(ring);
       default:
         return write(ring);
     }
+  }
+
+  bool look(OutgoingRing& ring) {
+    const Result<std::uint32_t> writable = ring.writable();
+    promise(writable.has_value() == model_.is_index(control_.read_index), "writable fails");
+    if (!writable) return false;
+    model_.look(control_.read_index);
+    promise(*writable == model_.room(), "writable");
+    return true;
   }
 
   bool write(OutgoingRing& ring) {
@@ -186,8 +189,10 @@ class Session {
     const Model before = model_;
     const Answer expected = expect_write(model_, control_, bytes);
     const Answer answer = answer_of(ring.write(packet));
-    if (before.taken_back && expected != Answer::kYes && answer == Answer::kYes) {
-      // Room that was given may be used though the guest has changed its mind: the bytes are the guest's.
+    // Room that was given may be used though the guest has changed its mind: the bytes are the guest's.
+    // Whether read_index was looked at for that is not told.
+    const bool may_be_blind = before.taken_back && bytes > before.room() && answer == Answer::kYes;
+    if (may_be_blind) {
       model_ = before;
       model_.written = (begin + bytes) % model_.size;
     } else {
@@ -195,6 +200,8 @@ class Session {
     }
     promise(answer > Answer::kYes || ring.write_position() == model_.written, "write position");
     if (answer == Answer::kYes) check_packet(packet, begin, bytes);
+    // So both look now.
+    if (may_be_blind) return look(ring);
     return answer <= Answer::kYes;
   }
 
