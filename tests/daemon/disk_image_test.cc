@@ -229,7 +229,9 @@ TEST_CASE("a file of something else is not taken for reservations", "[daemon]") 
 
 TEST_CASE("an image that cannot be opened is told with its path", "[daemon]") {
   storvsp::DiskConfig disk;
-  CHECK(open_disk_image({1, "/nonexistent/d.img", DirectIo::kAuto, ""}, LogScope("test"), disk) ==
+  ImageConfig image;
+  image.path = "/nonexistent/d.img";
+  CHECK(open_disk_image(image, LogScope("test"), disk) ==
         "cannot open /nonexistent/d.img for writing: No such file or directory");
 }
 
