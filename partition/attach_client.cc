@@ -235,8 +235,9 @@ Result<std::unique_ptr<AttachClient>> AttachClient::connect(const Options& optio
   hello.vp_count = options.vp_count;
   VMBUSD_CHECK(send_datagram(socket.get(), wire_bytes(hello)));
 
-  pollfd readable{socket.get(), POLLIN, 0};
-  const int ready = ::poll(&readable, 1, kHelloTimeoutMs);
+  std::array<pollfd, 2> readable = {{{socket.get(), POLLIN, 0}, {options.give_up, POLLIN, 0}}};
+  const int ready = ::poll(readable.data(), readable.size(), kHelloTimeoutMs);
+  if (readable[1].revents != 0) return fail(Errc::kClosed, "not waited for any longer");
   if (ready == 0) return fail(Errc::kClosed, "the daemon does not answer; it may be serving another VMM");
   VMBUSD_TRY(const std::optional<Datagram> datagram, receive_datagram(socket.get(), true));
   AttachHelloReply reply{};

@@ -51,6 +51,7 @@ class AttachClient {
     std::string socket_path;
     std::uint32_t vp_count = 1;
     std::uint64_t features = 0;
+    int give_up = -1;  // once this is readable, connect() waits for no answer any more
   };
 
   [[nodiscard]] static Result<std::unique_ptr<AttachClient>> connect(const Options& options,

@@ -484,9 +484,11 @@ void AttachServer::Impl::take_up(const AttachTakeUp& message, UniqueFd area) {
   if (!may_give_back()) {
     return finish(message.header.cookie, refuse(AttachStatus::kState, "TakeUp at the wrong time"));
   }
+  if (const Result<void> begins = events.take_up(std::move(area)); !begins) {
+    return finish(message.header.cookie, refuse(AttachStatus::kInvalid, begins.error().text));
+  }
   take_up_asked = true;
   finish(message.header.cookie, {});
-  events.take_up(std::move(area));
 }
 
 void AttachServer::Impl::tell_recovery_area(std::uint32_t flags) {

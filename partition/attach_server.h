@@ -68,9 +68,12 @@ class AttachServerEvents {
     (void)eventfd;
     return false;
   }
-  // The VMM, which was told so before, wants its guest taken up from what it has given back, `area` and
-  // what was kept.
-  virtual void take_up(UniqueFd area) { (void)area; }
+  // The VMM wants its guest taken up from what it has given back: `area` and what was kept. An error is
+  // answered to the VMM; else this begins once the caller is done.
+  [[nodiscard]] virtual Result<void> take_up(UniqueFd area) {
+    (void)area;
+    return fail(Errc::kUnsupported, "nothing is taken up");
+  }
 
  protected:
   ~AttachServerEvents() = default;

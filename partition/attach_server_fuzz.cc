@@ -61,7 +61,7 @@ class World final : public AttachServerEvents {
   void reset(std::function<void()> done) override;
   int area_for_vmm() const override { return memfd_.get(); }
   bool doorbell_kept(std::uint32_t connection_id, int eventfd) override;
-  void take_up(UniqueFd area) override;
+  Result<void> take_up(UniqueFd area) override;
 
  private:
   struct Change {
@@ -397,10 +397,12 @@ bool World::doorbell_kept(std::uint32_t connection_id, int eventfd) {
   return connection_id != 0x2000;
 }
 
-void World::take_up(UniqueFd area) {
-  promise(keeps_ && !spoken_ && !std::exchange(take_up_asked_, true),
-          "a guest is taken up once, before it speaks");
+Result<void> World::take_up(UniqueFd area) {
+  promise(keeps_ && !spoken_ && !take_up_asked_, "a guest is taken up once, before it speaks");
   promise(static_cast<bool>(area), "there is something to take it up from");
+  if (::fcntl(area.get(), F_GET_SEALS) < 0) return fail(Errc::kProtocol, "it is no file in memory");
+  take_up_asked_ = true;
+  return {};
 }
 
 void World::reset(std::function<void()> done) {

@@ -52,6 +52,14 @@ class FakeDaemon final : public AttachServerEvents {
   void reset(std::function<void()> done) override { reset_done = std::move(done); }
   bool region_lent(std::uint64_t, std::uint64_t) const override { return lent; }
   bool lent = false;
+  int area_for_vmm() const override { return area.get(); }
+  bool doorbell_kept(std::uint32_t connection_id, int) override { return connection_id == 0x2001; }
+  Result<void> take_up(UniqueFd given) override {
+    given_area = std::move(given);
+    return {};
+  }
+  UniqueFd area;
+  UniqueFd given_area;
 
   void finish_changes() {
     for (Change& change : std::exchange(changes, {})) {
@@ -290,6 +298,77 @@ TEST_CASE("nothing but Hello is served before Hello", "[partition][attach]") {
   }
 }
 
+TEST_CASE("what a VMM can keep is told to those that can keep it", "[partition][attach]") {
+  struct Case {
+    const char* rule;
+    std::uint16_t minor;
+    std::uint64_t features;
+    bool area;
+    bool told;
+  };
+  static constexpr Case kCases[] = {
+      {"asked for", 1, kFeatureTakeUp, true, true},
+      {"beside what nobody knows", 9, ~0ull, true, true},
+      {"not asked for", 1, 0, true, false},
+      {"by a version that has it not", 0, kFeatureTakeUp, true, false},
+      {"nothing to keep", 1, kFeatureTakeUp, false, false},
+  };
+  for (const Case& c : kCases) {
+    DYNAMIC_SECTION(c.rule) {
+      Fixture fixture;
+      if (c.area) fixture.daemon.area = make_memfd(kPage);
+      auto hello = make_hello();
+      hello.minor = c.minor;
+      hello.features = c.features;
+      REQUIRE(fixture.receive(hello).has_value());
+      CHECK(fixture.daemon.take<AttachHelloReply>().features == (c.told ? kFeatureTakeUp : 0));
+      REQUIRE(fixture.daemon.sent.size() == (c.told ? 1 : 0));
+      CHECK(fixture.server.can_be_taken_up() == c.told);
+      auto doorbell = make<AttachDoorbell>(AttachType::kDoorbellKept);
+      doorbell.connection_id = 0x2001;
+      const AttachStatus wanted = c.told ? AttachStatus::kOk : AttachStatus::kState;
+      if (c.told) {
+        CHECK(fixture.daemon.sent.front().fds == 1);
+        const auto told = fixture.daemon.take<AttachRecoveryArea>();
+        CHECK(told.flags == 0);
+        CHECK(told.guest_messages == 0);
+      }
+      CHECK(fixture.ask(doorbell, make_eventfd()).status == wanted);
+      CHECK(fixture.ask(make<AttachTakeUp>(AttachType::kTakeUp), make_memfd(kPage)).status == wanted);
+      CHECK(static_cast<bool>(fixture.daemon.given_area) == c.told);
+      // Not twice.
+      CHECK(fixture.ask(make<AttachTakeUp>(AttachType::kTakeUp), make_memfd(kPage)).status ==
+            AttachStatus::kState);
+    }
+  }
+}
+
+TEST_CASE("a daemon that takes a guest up tells how much the guest was heard", "[partition][attach]") {
+  Fixture fixture;
+  fixture.daemon.area = make_memfd(kPage);
+  auto hello = make_hello();
+  hello.features = kFeatureTakeUp;
+  REQUIRE(fixture.receive(hello).has_value());
+  auto message = make<AttachGuestMessage>(AttachType::kGuestMessage, 0);
+  message.connection_id = 1;
+  for (int i = 0; i < 3; ++i) REQUIRE(fixture.receive(message).has_value());
+  SerialWriter saved;
+  fixture.server.save(saved);
+
+  Fixture next;
+  next.daemon.area = make_memfd(kPage);
+  SerialReader in(saved.bytes());
+  REQUIRE(next.server.restore(in, [](FdKey) { return UniqueFd(); }).has_value());
+  CHECK(in.at_end());
+  CHECK(next.daemon.sent.empty());
+  next.server.taken_up();
+  const auto told = next.daemon.take<AttachRecoveryArea>();
+  CHECK(told.flags == kRecoveryTakenUp);
+  CHECK(told.guest_messages == 3);
+  // Too late for what belongs before it.
+  CHECK(next.ask(make<AttachTakeUp>(AttachType::kTakeUp), make_memfd(kPage)).status == AttachStatus::kState);
+}
+
 TEST_CASE("Hello agrees on version, features and VPs", "[partition][attach]") {
   struct Case {
     const char* rule;
@@ -308,7 +387,7 @@ TEST_CASE("Hello agrees on version, features and VPs", "[partition][attach]") {
       {"features that nobody knows", kAttachMagic, 1, 0, ~0ull, 1, AttachStatus::kOk, ""},
       {"not our magic", 0x564d4241, 1, 0, 0, 1, AttachStatus::kInvalid, "magic"},
       {"later major version", kAttachMagic, 2, 3, 0, 1, AttachStatus::kVersion, "2.3"},
-      {"later major version, ours", kAttachMagic, 2, 3, 0, 1, AttachStatus::kVersion, "vmbusd 1.0"},
+      {"later major version, ours", kAttachMagic, 2, 3, 0, 1, AttachStatus::kVersion, "vmbusd 1.1"},
       {"major version 0", kAttachMagic, 0, 9, 0, 1, AttachStatus::kVersion, "0.9"},
       {"no VP", kAttachMagic, 1, 0, 0, 0, AttachStatus::kInvalid, "VPs"},
       {"one VP too many", kAttachMagic, 1, 0, 0, kMaxVps + 1, AttachStatus::kLimit, "65 VPs"},
@@ -330,7 +409,7 @@ TEST_CASE("Hello agrees on version, features and VPs", "[partition][attach]") {
       CHECK(reply.status == c.status);
       CHECK(text_of(reply.text).find(c.words) != std::string::npos);
       CHECK(reply.major == 1);
-      CHECK(reply.minor == 0);
+      CHECK(reply.minor == (c.status == AttachStatus::kOk ? std::min<std::uint16_t>(c.minor, 1) : 1));
       CHECK(reply.features == 0);
       const bool accepted = c.status == AttachStatus::kOk;
       CHECK(fixture.daemon.attached_to == fixture.server.partition());
