@@ -39,6 +39,7 @@ constexpr const char* kDropFd = "drop-fd";
 constexpr const char* kLeave = "leave";
 constexpr const char* kStays = "stays";
 constexpr const char* kTakenUp = "taken-up";
+constexpr const char* kTakeUp = "take-up";
 constexpr const char* kReport = "report";
 constexpr const char* kReady = "ready";
 constexpr const char* kConnectionEnded = "connection-ended";
@@ -195,7 +196,12 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
   if (what == kAddScsi) return read_controller(object, fds);
   if (what == kAddNic) return read_nic(object, fds);
   if (what == kStart) return StartCommand{};
-  if (what == kRecoveryArea) return RecoveryAreaCommand{fds.take()};
+  if (what == kRecoveryArea) {
+    RecoveryAreaCommand command;
+    command.file = fds.take();
+    if (object.boolean("for_vmm")) command.for_vmm = fds.take();
+    return command;
+  }
   if (what == kKeptFd) {
     const partition::FdKey key = object.integer64("key");
     return KeptFdCommand{key, fds.take()};
@@ -238,7 +244,7 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     return LogLevelCommand{static_cast<LogLevel>(object.integer("level", 0, kMax))};
   }
   if (what == kLeave) return LeaveCommand{};
-  if (what == kStop) return StopCommand{};
+  if (what == kStop) return StopCommand{object.boolean("restart")};
   return std::nullopt;
 }
 
@@ -263,6 +269,7 @@ std::optional<Report> read_report(ObjectReader& object, FdQueue& fds) {
   }
   if (what == kDropFd) return DropFdReport{object.integer64("key")};
   if (what == kTakenUp) return TakenUpReport{};
+  if (what == kTakeUp) return TakeUpReport{fds.take()};
   if (what == kStays) return StaysReport{};
   return std::nullopt;
 }
@@ -432,11 +439,13 @@ EncodedCommand encode(const StartCommand&) {
 EncodedCommand encode(const LeaveCommand&) {
   return {dump({{kDo, kLeave}}), {}};
 }
-EncodedCommand encode(const StopCommand&) {
-  return {dump({{kDo, kStop}}), {}};
+EncodedCommand encode(const StopCommand& command) {
+  return {dump({{kDo, kStop}, {"restart", command.restart}}), {}};
 }
-EncodedCommand encode_recovery_area(int file) {
-  return {dump({{kDo, kRecoveryArea}}), {file}};
+EncodedCommand encode_recovery_area(int file, int for_vmm) {
+  EncodedCommand encoded{dump({{kDo, kRecoveryArea}, {"for_vmm", for_vmm >= 0}}), {file}};
+  if (for_vmm >= 0) encoded.fds.push_back(for_vmm);
+  return encoded;
 }
 EncodedCommand encode_kept_fd(partition::FdKey key, int fd) {
   return {dump({{kDo, kKeptFd}, {"key", key}}), {fd}};
@@ -497,6 +506,9 @@ std::string encode(const Report& report) {
                  },
                  [](const TakenUpReport&) {
                    return dump({{kReport, kTakenUp}});
+                 },
+                 [](const TakeUpReport&) {
+                   return dump({{kReport, kTakeUp}});
                  },
                  [](const GuestReport& guest) {
                    return dump({{kReport, kGuest}, {"id", guest.id}, {"problem", guest.problem}});

@@ -3,7 +3,7 @@
 //   supervisor                            worker process
 //   Configure            ------------>
 //   Confine              ------------>    from here on it can reach nothing but what it is sent
-//   RecoveryArea + 1 memfd ---------->    the same for every worker process of the partition
+//   RecoveryArea + 1 or 2 memfds ---->    the same for every worker process of the partition
 //   AddScsi + image fds  ------------>    once for each controller
 //   AddNic + queue fds   ------------>    once for each NIC; a TAP's steering table comes behind its queues
 //   Start                ------------>
@@ -13,6 +13,9 @@
 //                        <------------    KeepFd + 1 fd, DropFd: what that connection needs beyond this
 //                        worker
 //                        <------------    TakenUp: a Connection that was taken up is served
+//                        <------------    TakeUp + 1 fd: a VMM has given back what it kept of another
+//                        supervisor's connection, the recovery area here, the rest by KeepFd before; the
+//                        worker exits with status 0 for one that takes it up
 //                        <------------    BackendLost: a NIC's TAP or peer is gone
 //                        <------------    Channel: the guest opened or closed a device
 //   ChangeNic + queue fds ----------->    at any time: its link, or what was opened in place of that
@@ -24,7 +27,9 @@
 //   LogLevel             ------------>    at any time
 //   Leave                ------------>    exits with status 0 once its connection can be taken up ...
 //                        <------------    Stays: ... or says that this did not come about
-//   Stop, or end of file ------------>    drains and exits with status 0
+//   Stop                 ------------>    drains and exits with status 0; where it is a restart, it leaves
+//                                         behind a connection that can be taken up, if it can
+//   end of file          ------------>    the same in haste, for its supervisor has died
 #pragma once
 
 #include <cstdint>
@@ -64,6 +69,7 @@ struct StartCommand {};
 // Where the worker records what another needs to take up its connection.
 struct RecoveryAreaCommand {
   UniqueFd file;
+  UniqueFd for_vmm;  // the same, for a VMM to keep; perhaps none
 };
 
 // One that KeepFd gave.
@@ -139,7 +145,9 @@ struct LogLevelCommand {
 
 struct LeaveCommand {};
 
-struct StopCommand {};
+struct StopCommand {
+  bool restart = false;  // another supervisor may come, and take up its guest
+};
 
 using Command = std::variant<ConfigureCommand, SandboxConfig, RecoveryAreaCommand, integration::Config,
                              storvsp::ControllerConfig, netvsp::NicConfig, StartCommand, KeptFdCommand,
@@ -181,6 +189,10 @@ struct DropFdReport {
 
 struct TakenUpReport {};
 
+struct TakeUpReport {
+  UniqueFd area;  // not looked at
+};
+
 struct StaysReport {};
 
 // What came of a GuestCommand.
@@ -195,9 +207,9 @@ struct ChangedReport {
   std::string problem;  // empty: it is done
 };
 
-using Report =
-    std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, ChannelReport, StatusReport,
-                 GuestReport, ChangedReport, KeepFdReport, DropFdReport, TakenUpReport, StaysReport>;
+using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, ChannelReport,
+                            StatusReport, GuestReport, ChangedReport, KeepFdReport, DropFdReport,
+                            TakenUpReport, TakeUpReport, StaysReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const SandboxConfig& sandbox);
@@ -207,7 +219,8 @@ using Report =
 [[nodiscard]] EncodedCommand encode(const StartCommand& command);
 [[nodiscard]] EncodedCommand encode(const LeaveCommand& command);
 [[nodiscard]] EncodedCommand encode(const StopCommand& command);
-[[nodiscard]] EncodedCommand encode_recovery_area(int file);
+// `for_vmm`: -1 for none.
+[[nodiscard]] EncodedCommand encode_recovery_area(int file, int for_vmm);
 [[nodiscard]] EncodedCommand encode_kept_fd(partition::FdKey key, int fd);
 [[nodiscard]] EncodedCommand encode_connection(int socket, bool take_up);
 [[nodiscard]] EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> link,
@@ -224,7 +237,7 @@ using Report =
 [[nodiscard]] EncodedCommand encode_status(std::uint32_t id, int file);
 [[nodiscard]] EncodedCommand encode(const GuestCommand& command);
 [[nodiscard]] EncodedCommand encode(const LogLevelCommand& command);
-// The descriptor of a KeepFdReport goes beside it.
+// The descriptor of a KeepFdReport or TakeUpReport goes beside it.
 [[nodiscard]] std::string encode(const Report& report);
 
 // Errc::kProtocol for anything that encode() does not make. The supervisor does not trust a worker, which a

@@ -9,10 +9,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include "storvsp/file_disk.h"
@@ -83,6 +85,34 @@ bool image_in_use(int fd, bool read_only) {
                      [&](int what) { return held_by_another(kDoesBase + what); });
 }
 
+// What a supervisor lends of an image to its workers, each by a byte of its own, and the byte that it holds
+// itself. Beyond what QEMU and any file use; unlike theirs, for this host only.
+constexpr off_t kLentBase = off_t{1} << 62;
+constexpr off_t kKeeperByte = kLentBase - 1;
+constexpr auto kLeftBehindTime = std::chrono::seconds(20);
+constexpr auto kLeftBehindPoll = std::chrono::milliseconds(5);
+
+// Whether workers have accesses to the image, or the kernel for them, whose supervisor is gone: they follow.
+bool left_behind(int fd) {
+  struct flock keeper = lock_of_byte(kKeeperByte, F_WRLCK);
+  struct flock lent = lock_of_byte(kLentBase, F_WRLCK);
+  lent.l_len = 0;  // and all behind it
+  return ::fcntl(fd, F_OFD_GETLK, &keeper) == 0 && keeper.l_type == F_UNLCK &&
+         ::fcntl(fd, F_OFD_GETLK, &lent) == 0 && lent.l_type != F_UNLCK;
+}
+
+// False where it stays in use by others.
+bool take_image(int fd, bool read_only, bool restarted) {
+  const auto until = std::chrono::steady_clock::now() + kLeftBehindTime;
+  while (image_in_use(fd, read_only)) {
+    if (!restarted || !left_behind(fd) || std::chrono::steady_clock::now() >= until) return false;
+    std::this_thread::sleep_for(kLeftBehindPoll);
+  }
+  struct flock keeper = lock_of_byte(kKeeperByte, F_RDLCK);
+  ::fcntl(fd, F_OFD_SETLK, &keeper);  // a file system without locks is no failure
+  return true;
+}
+
 // Why the kernel cannot poll for what the file's device completes; empty where it can.
 std::string polling_refused(int fd) {
   const int flags = ::fcntl(fd, F_GETFL);
@@ -100,11 +130,21 @@ std::string polling_refused(int fd) {
 }
 
 // Opens, or makes, the file that keeps a disk's reservations. Alone, as two disks would undo each other's.
-std::string open_reservations(const std::string& path, UniqueFd& file) {
+std::string open_reservations(const std::string& path, UniqueFd& file, bool restarted) {
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, S_IRUSR | S_IWUSR));
   if (!fd) return fmt::format("cannot open {} for writing: {}", path, std::strerror(errno));
   struct flock lock = lock_of_byte(0, F_WRLCK);
-  if (::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0 && (errno == EAGAIN || errno == EACCES)) {
+  const auto in_use = [&] {
+    return ::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0 && (errno == EAGAIN || errno == EACCES);
+  };
+  // A worker that is ending closes it behind the image.
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(restarted ? 2 : 0);
+  bool used = in_use();
+  while (used && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(kLeftBehindPoll);
+    used = in_use();
+  }
+  if (used) {
     return fmt::format("{} is in use: another disk, perhaps of another vmbusd, keeps its reservations there",
                        path);
   }
@@ -121,7 +161,8 @@ std::string open_reservations(const std::string& path, UniqueFd& file) {
 
 }  // namespace
 
-std::string open_disk_image(const ImageConfig& image, const LogScope& log, storvsp::DiskConfig& disk) {
+std::string open_disk_image(const ImageConfig& image, const LogScope& log, storvsp::DiskConfig& disk,
+                            bool restarted) {
   const int flags = (disk.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC;
   // Through the page cache first, so that "no such file" is not mistaken for a refused O_DIRECT.
   UniqueFd fd(::open(image.path.c_str(), flags));
@@ -148,7 +189,7 @@ std::string open_disk_image(const ImageConfig& image, const LogScope& log, storv
       return fmt::format("{} cannot be polled: {}; set poll = false", image.path, refused);
     }
   }
-  if (image_in_use(disk.fd.get(), disk.read_only)) {
+  if (!take_image(disk.fd.get(), disk.read_only, restarted)) {
     return fmt::format("{} is in use: another program (a VM or another vmbusd) holds a lock on it",
                        image.path);
   }
@@ -156,13 +197,11 @@ std::string open_disk_image(const ImageConfig& image, const LogScope& log, storv
     return fmt::format("{}: {}", image.path, describe(checked.error()));
   }
   return image.reservations.empty() ? std::string()
-                                    : open_reservations(image.reservations, disk.reservations);
+                                    : open_reservations(image.reservations, disk.reservations, restarted);
 }
 
 namespace {
-// Beyond what QEMU and any file use; unlike theirs, for this host only.
 off_t lent_byte(std::uint32_t number) {
-  constexpr off_t kLentBase = off_t{1} << 62;
   return kLentBase + (static_cast<off_t>(::getpid()) << 32) + number;
 }
 }  // namespace

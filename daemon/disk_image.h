@@ -16,9 +16,10 @@ namespace vmbusd::daemon {
 // Opens the image as the configuration has it, and locks it against other programs that lock what they use:
 // as QEMU does: readers share it, a writer has it alone. The locks live as long as any duplicate of
 // `disk.fd`. Logs where DirectIo::kAuto has to use the page cache. Opens, or makes, the file of its
-// reservations too, and has that alone. On failure a sentence for the operator; empty on success.
+// reservations too, and has that alone. `restarted`: waits, some seconds at most, for accesses that a vmbusd
+// before this one has lent and left behind. On failure a sentence for the operator; empty on success.
 [[nodiscard]] std::string open_disk_image(const ImageConfig& image, const LogScope& log,
-                                          storvsp::DiskConfig& disk);
+                                          storvsp::DiskConfig& disk, bool restarted = false);
 
 // A worker's own access to an image: an open file description that holds a lock of this number until the
 // kernel is done with all that the worker asked it for, which a read or write in flight can be long after the

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "daemon/nic_source.h"
@@ -18,6 +19,8 @@ using namespace std::chrono_literals;
 
 constexpr std::chrono::milliseconds kDelayFirst = 250ms;
 constexpr std::chrono::milliseconds kDelayMax = 5s;
+constexpr auto kLeftBehindTime = 2s;
+constexpr auto kLeftBehindPoll = 5ms;
 constexpr auto kStableAfter = 10s;  // a back end that lasted so long is no part of a series of failures
 
 }  // namespace
@@ -36,8 +39,13 @@ NicKeeper::~NicKeeper() {
   }
 }
 
-std::string NicKeeper::open() {
-  const std::optional<SourceProblem> problem = open_nic_source(config_.source, config_.nic);
+std::string NicKeeper::open(bool restarted) {
+  std::optional<SourceProblem> problem = open_nic_source(config_.source, config_.nic);
+  const auto until = std::chrono::steady_clock::now() + kLeftBehindTime;
+  while (problem && problem->in_use && restarted && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(kLeftBehindPoll);
+    problem = open_nic_source(config_.source, config_.nic);
+  }
   if (problem && !problem->peer_is_absent) return problem->text;
   if (problem) {
     complain(problem->text);

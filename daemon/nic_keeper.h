@@ -27,8 +27,9 @@ class NicKeeper {
   NicKeeper& operator=(const NicKeeper&) = delete;
 
   // At the start: what is wrong where the configuration or the host's permissions are in the way, else empty.
-  // A stream's peer that is not there yet is waited for.
-  [[nodiscard]] std::string open();
+  // A stream's peer that is not there yet is waited for. `restarted`: where a TAP is in use, gives the worker
+  // of a vmbusd before this one a moment to be gone.
+  [[nodiscard]] std::string open(bool restarted = false);
   // Closes what is open and tries until it is open again.
   void lost();
   // A new worker process begins: a stream must begin with it, for the last one may have left half a frame.

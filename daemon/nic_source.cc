@@ -59,7 +59,7 @@ std::optional<SourceProblem> open_tap(const NicSource& source, netvsp::NicConfig
       nic.queues = 1;
       refused = 0;
     }
-    if (refused != 0) return SourceProblem{explain_tap_error(source, nic, refused)};
+    if (refused != 0) return SourceProblem{explain_tap_error(source, nic, refused), false, refused == EBUSY};
   }
   return std::nullopt;
 }

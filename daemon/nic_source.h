@@ -11,6 +11,7 @@ namespace vmbusd::daemon {
 struct SourceProblem {
   std::string text;             // a sentence for the operator
   bool peer_is_absent = false;  // nobody listens at the socket (yet)
+  bool in_use = false;          // another program has the TAP
 };
 
 // Fills `nic.fds`, which is empty, with what `source` names: a TAP's queues, a socket to a peer, descriptors

@@ -37,7 +37,7 @@ PartitionSet::Entry& PartitionSet::insert(PartitionConfig config, bool from_file
 bool PartitionSet::open(std::vector<PartitionConfig> partitions) {
   bool all = true;
   for (PartitionConfig& config : partitions) {
-    all = insert(std::move(config), true).partition->open().empty() && all;
+    all = insert(std::move(config), true).partition->open(true).empty() && all;
   }
   return all;
 }
@@ -203,7 +203,8 @@ void PartitionSet::failed(Entry& entry) {
 void PartitionSet::leave(Entry& entry) {
   if (entry.leaving) return;
   entry.leaving = true;
-  entry.partition->stop();
+  // One that leaves alone has been removed, and does not come back.
+  entry.partition->stop(stopping_);
 }
 
 void PartitionSet::left(Entry& entry) {

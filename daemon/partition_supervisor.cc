@@ -192,7 +192,7 @@ PartitionSupervisor::~PartitionSupervisor() {
   if (socket_bound_) ::unlink(config_.socket.c_str());
 }
 
-std::vector<std::string> PartitionSupervisor::open() {
+std::vector<std::string> PartitionSupervisor::open(bool restarted) {
   std::vector<std::string> problems;
   const auto complain = [&](const std::string& subject, const std::string& text) {
     log_write(LogLevel::kError, subject, text);
@@ -200,12 +200,12 @@ std::vector<std::string> PartitionSupervisor::open() {
   };
   for (ScsiConfig& scsi : config_.scsi) {
     for (std::size_t i = 0; i < scsi.images.size(); ++i) {
-      const std::string problem = open_disk(scsi, i, scsi.controller.disks[i]);
+      const std::string problem = open_disk(scsi, i, scsi.controller.disks[i], restarted);
       if (!problem.empty()) complain(fmt::format("{}/{}", config_.name, scsi.controller.name), problem);
     }
   }
   for (const auto& nic : nics_) {
-    if (const std::string problem = nic->open(); !problem.empty()) {
+    if (const std::string problem = nic->open(restarted); !problem.empty()) {
       complain(fmt::format("{}/{}", config_.name, nic->nic().name), problem);
     }
   }
@@ -222,10 +222,10 @@ std::vector<std::string> PartitionSupervisor::open() {
 }
 
 std::string PartitionSupervisor::open_disk(const ScsiConfig& scsi, std::size_t index,
-                                           storvsp::DiskConfig& disk) {
+                                           storvsp::DiskConfig& disk, bool restarted) {
   if (disk.backend != storvsp::DiskConfig::Backend::kFile) return {};
   const LogScope log(fmt::format("{}/{}", config_.name, scsi.controller.name));
-  const std::string problem = open_disk_image(scsi.images[index], log, disk);
+  const std::string problem = open_disk_image(scsi.images[index], log, disk, restarted);
   return problem.empty() ? problem : fmt::format("LUN {}: {}", disk.lun, problem);
 }
 
@@ -278,13 +278,8 @@ void PartitionSupervisor::spawn() {
   constexpr std::uint64_t kRoomForMore = std::uint64_t{4} << 30;  // for what comes at run time
   sandbox.own_bytes_max = granted_bytes_ = own_bytes_max(config_, queues_of(nics_)) + kRoomForMore;
   worker_->send(encode(sandbox));
-  if (!recovery_file_) {
-    Result<UniqueFd> file = devices::RecoveryArea::make_file();
-    if (!file)
-      log_.warning("{}: a worker process that dies takes its guest's devices along", describe(file.error()));
-    if (file) recovery_file_ = *std::move(file);
-  }
-  if (recovery_file_) worker_->send(encode_recovery_area(recovery_file_.get()));
+  if (!recovery_file_) make_recovery_area();
+  if (recovery_file_) worker_->send(encode_recovery_area(recovery_file_.get(), area_for_vmm_.get()));
   ++lent_number_;
   images_lent_ = true;
   returning_.clear();
@@ -309,6 +304,24 @@ std::string PartitionSupervisor::too_much() const {
     return "poll: the worker process was started without a polled disk; restart the partition with one";
   }
   return {};
+}
+
+void PartitionSupervisor::make_recovery_area() {
+  use_recovery_area(devices::RecoveryArea::make_file());
+  if (!recovery_file_) log_.warning("a worker process that dies takes its guest's devices along");
+}
+
+void PartitionSupervisor::use_recovery_area(Result<UniqueFd> file) {
+  recovery_file_.reset();
+  area_for_vmm_.reset();
+  if (!file) return log_.warning("{}", describe(file.error()));
+  recovery_file_ = *std::move(file);
+  Result<UniqueFd> for_vmm = devices::RecoveryArea::open_for_vmm(recovery_file_.get());
+  if (for_vmm) {
+    area_for_vmm_ = *std::move(for_vmm);
+  } else {
+    log_.warning("{}: a guest's devices go with this vmbusd", describe(for_vmm.error()));
+  }
 }
 
 // Each worker process gets images of its own, so that it shows when the last of what it did with them is
@@ -345,6 +358,7 @@ void PartitionSupervisor::report(Report& report) {
                         [this](const ChangedReport& changed) { end_change(changed.id, changed.problem); },
                         [this](KeepFdReport& keep) { keep_fd(keep); },
                         [this](const DropFdReport& drop) { kept_fds_.erase(drop.key); },
+                        [this](TakeUpReport& take_up) { given_area_ = std::move(take_up.area); },
                         [this](const StaysReport&) {
                           program_ = kOwnProgram;
                           end_upgrade("the guest or its VMM keeps changing something; try again");
@@ -400,6 +414,8 @@ void PartitionSupervisor::worker_died(int wait_status) {
   while (!asked_.empty()) end_ask(asked_.begin()->first, "the partition's worker process died");
   end_changes();
   const bool was_attached = static_cast<bool>(attached_);
+  if (given_area_ && wait_status == 0 && attached_ && state_ == State::kServing) return take_up_given();
+  given_area_.reset();
   // Whoever takes up memory that is gone dies of it as well.
   const bool taken_up = can_be_taken_up() && !lost_memory(wait_status);
   if (!taken_up) forget_connection();
@@ -451,16 +467,37 @@ bool PartitionSupervisor::can_be_taken_up() {
          (state_ == State::kServing || state_ == State::kStarting);
 }
 
+// The worker has made way for one that takes up what a VMM has given back.
+void PartitionSupervisor::take_up_given() {
+  const UniqueFd given = std::exchange(given_area_, {});
+  end_upgrade("the VMM had its guest taken up meanwhile; try again");
+  state_ = State::kWaiting;
+  died_at_ = std::chrono::steady_clock::now();
+  Result<UniqueFd> area = devices::RecoveryArea::adopt(given.get());
+  if (area && images_lent_) {
+    log_.info("the VMM, {}, has kept a guest of another vmbusd's", peer_of(attached_));
+    use_recovery_area(std::move(area));
+    return take_up();
+  }
+  log_.warning("cannot take up the guest of {}: {}", peer_of(attached_),
+               area ? "when its images are at rest cannot be told" : describe(area.error()));
+  forget_connection();
+  retry_later();
+}
+
 // Once the kernel is done with what the dead process asked of the medium: a write of its must not come behind
-// one of the next process's, nor a read overwrite memory that the guest has put to other use.
+// one of the next process's, nor a read overwrite memory that the guest has put to other use. Where the
+// recovery area was another supervisor's, once its workers are gone too, for the same reason; it is ours
+// then.
 void PartitionSupervisor::take_up() {
-  if (images_returned()) return spawn();
+  if (images_returned() && devices::RecoveryArea::lock(recovery_file_.get())) return spawn();
   if (std::chrono::steady_clock::now() - died_at_ >= kReturnTime) {
     log_.error(
-        "the medium has not done in {} s what the last worker process asked it for: not waiting longer; "
-        "the VMM must attach again",
+        "after {} s a worker process before this one is still there, or the medium has not done what it was "
+        "asked for: not waiting longer; the VMM must attach again",
         kReturnTime.count());
     forget_connection();
+    use_recovery_area(devices::RecoveryArea::make_file());
     return retry_later();
   }
   retry_timer_.expires_after(kReturnPoll);
@@ -521,7 +558,7 @@ void PartitionSupervisor::end_upgrade(const std::string& problem) {
   if (const auto done = std::exchange(upgraded_, nullptr)) done(problem);
 }
 
-void PartitionSupervisor::stop() {
+void PartitionSupervisor::stop(bool restart) {
   if (state_ == State::kStopping || state_ == State::kStopped) return;
   state_ = State::kStopping;
   error_code ignored;
@@ -537,7 +574,7 @@ void PartitionSupervisor::stop() {
   if (socket_bound_) ::unlink(config_.socket.c_str());
   socket_bound_ = false;
   if (!worker_) return finish_stop();
-  worker_->send(encode(StopCommand{}));
+  worker_->send(encode(StopCommand{restart}));
   stop_timer_.expires_after(kStopTime);
   stop_timer_.async_wait([this](error_code error) {
     if (error) return;

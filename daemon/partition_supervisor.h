@@ -34,7 +34,9 @@ namespace vmbusd::daemon {
 // waits; while it is there, another is refused in words.
 //
 // A worker that dies under a VMM is replaced at once, and the new one takes up what it left in the recovery
-// area, if it can: neither the VMM nor its guest is told. One that dies too often is not followed.
+// area, if it can: neither the VMM nor its guest is told. One that dies too often is not followed. A VMM that
+// brings the recovery area of a supervisor before this one is treated alike: its worker makes way for one
+// that takes up its guest.
 class PartitionSupervisor {
  public:
   struct Events {
@@ -55,10 +57,13 @@ class PartitionSupervisor {
   // Before open(): VMMs come by this listening socket, in place of one that is made. Its file is its giver's.
   void listen_on(UniqueFd socket);
   // Opens images and NICs' back ends and binds the socket. Logs every failure and returns what was logged.
-  [[nodiscard]] std::vector<std::string> open();
+  // `restarted`: waits for what a supervisor before this one may have left behind, which takes no time where
+  // there is nothing.
+  [[nodiscard]] std::vector<std::string> open(bool restarted = false);
   void start();
-  // Removes the socket and has the worker drain; one that does not stop in time is killed.
-  void stop();
+  // Removes the socket and has the worker drain; one that does not stop in time is killed. `restart`: leaves
+  // the guest such that another supervisor can take it up, where its VMM can have that.
+  void stop(bool restart = false);
   // Not waiting for what is in flight.
   void kill();
 
@@ -144,12 +149,16 @@ class PartitionSupervisor {
   void worker_died(int wait_status);
   void end_upgrade(const std::string& problem);
   [[nodiscard]] bool can_be_taken_up();
+  void make_recovery_area();
+  void use_recovery_area(Result<UniqueFd> file);
+  void take_up_given();
   void take_up();
   void keep_fd(KeepFdReport& report);
   void forget_connection();
   void send_lending(EncodedCommand command, const std::string& subject);
   std::unique_ptr<NicKeeper> make_keeper(NicConfig nic);
-  [[nodiscard]] std::string open_disk(const ScsiConfig& scsi, std::size_t index, storvsp::DiskConfig& disk);
+  [[nodiscard]] std::string open_disk(const ScsiConfig& scsi, std::size_t index, storvsp::DiskConfig& disk,
+                                      bool restarted = false);
   [[nodiscard]] bool images_returned() const;
   // What the worker process may hold and do with these devices is no more than it was started for.
   [[nodiscard]] std::string too_much() const;
@@ -198,6 +207,8 @@ class PartitionSupervisor {
 
   // For a worker process that takes up what another left.
   UniqueFd recovery_file_;
+  UniqueFd area_for_vmm_;                          // the same for a VMM to keep; perhaps none
+  UniqueFd given_area_;                            // by a VMM, until its worker has made way
   std::map<partition::FdKey, UniqueFd> kept_fds_;  // of the connection
   std::vector<UniqueFd> returning_;                // images that were removed from a worker that died
   std::uint32_t lent_number_ = 0;                  // of the worker's access to its images

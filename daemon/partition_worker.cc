@@ -64,7 +64,7 @@ class PartitionWorker {
   int run() {
     control_.post([this] {
       socket_watch_.start(control_, socket_.get(), [this] { read_commands(); });
-      signal_watch_.start(control_, signals_.get(), [this] { begin_stop(); });
+      signal_watch_.start(control_, signals_.get(), [this] { begin_stop(true); });
     });
     control_.run();
     for (const auto& worker : io_workers_) worker->stop();
@@ -113,28 +113,28 @@ class PartitionWorker {
         if (datagram.error().code != Errc::kClosed) {
           log().error("lost the supervisor: {}", describe(datagram.error()));
         }
-        return begin_stop();
+        return lost_supervisor();
       }
       if (!*datagram) return;
       Result<Command> command = decode_command(**std::move(datagram));
       if (!command) return give_notice(describe(command.error()));
-      std::visit(
-          Overloaded{[this](ConfigureCommand&& configure) { this->configure(std::move(configure)); },
-                     [this](SandboxConfig&& sandbox) { confine(sandbox); },
-                     [this](integration::Config&& integration) { add(integration); },
-                     [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
-                     [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
-                     [this](StartCommand&&) { started(); },
-                     [this](RecoveryAreaCommand&& area) { map_recovery(std::move(area.file)); },
-                     [this](KeptFdCommand&& kept) { kept_fds_[kept.key] = std::move(kept.fd); },
-                     [this](ConnectionCommand&& connection) { connect(std::move(connection)); },
-                     [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
-                     [this](ChangeDevicesCommand&& change) { this->change(std::move(change)); },
-                     [this](StatusCommand&& status) { look(std::move(status)); },
-                     [this](GuestCommand&& guest) { ask(guest); },
-                     [](LogLevelCommand&& level) { log_set_level(level.level); },
-                     [this](LeaveCommand&&) { leave(kLeaveTries); }, [this](StopCommand&&) { begin_stop(); }},
-          *std::move(command));
+      std::visit(Overloaded{[this](ConfigureCommand&& configure) { this->configure(std::move(configure)); },
+                            [this](SandboxConfig&& sandbox) { confine(sandbox); },
+                            [this](integration::Config&& integration) { add(integration); },
+                            [this](storvsp::ControllerConfig&& controller) { add(std::move(controller)); },
+                            [this](netvsp::NicConfig&& nic) { add(std::move(nic)); },
+                            [this](StartCommand&&) { started(); },
+                            [this](RecoveryAreaCommand&& area) { map_recovery(std::move(area)); },
+                            [this](KeptFdCommand&& kept) { kept_fds_[kept.key] = std::move(kept.fd); },
+                            [this](ConnectionCommand&& connection) { connect(std::move(connection)); },
+                            [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
+                            [this](ChangeDevicesCommand&& change) { this->change(std::move(change)); },
+                            [this](StatusCommand&& status) { look(std::move(status)); },
+                            [this](GuestCommand&& guest) { ask(guest); },
+                            [](LogLevelCommand&& level) { log_set_level(level.level); },
+                            [this](LeaveCommand&&) { leave(kLeaveTries); },
+                            [this](StopCommand&& stop) { begin_stop(stop.restart); }},
+                 *std::move(command));
     }
   }
 
@@ -361,11 +361,12 @@ class PartitionWorker {
     report(ReadyReport{});
   }
 
-  void map_recovery(UniqueFd file) {
-    auto area = devices::RecoveryArea::map(std::move(file));
+  void map_recovery(RecoveryAreaCommand files) {
+    auto area = devices::RecoveryArea::map(std::move(files.file));
     // It serves without.
     if (!area) return log().warning("{}", describe(area.error()));
     recovery_ = *std::move(area);
+    area_for_vmm_ = std::move(files.for_vmm);
   }
 
   void connect(ConnectionCommand connection) {
@@ -382,6 +383,8 @@ class PartitionWorker {
       config.keep_fd = [this](partition::FdKey key, int fd) { keep_fd(key, fd); };
       config.drop_fd = [this](partition::FdKey key) { report(DropFdReport{key}); };
       config.recovered = [this] { report(TakenUpReport{}); };
+      config.area_for_vmm = area_for_vmm_.get();
+      config.take_up = [this](const UniqueFd& area) { make_way(area); };
     }
     config.primary_changed = [this](const std::string& device, bool open) {
       std::uint32_t dropped = 0;  // shows in the supervisor, whose bound is lower
@@ -400,11 +403,20 @@ class PartitionWorker {
     return device.substr(log().subject().size() + 1);
   }
 
+  // Has another process go on with what the VMM has given back: this one has got no further than its Hello.
+  void make_way(const UniqueFd& area) {
+    const int file = area.get();
+    const Result<void> sent = send_command(socket_.get(), encode(TakeUpReport{}), std::span(&file, 1));
+    if (sent) ::_exit(kExitOk);
+    give_notice(describe(sent.error()));
+  }
+
   // Has another process go on: this one ends without a word to the VMM.
   void leave(int tries) {
     if (bus_ == nullptr) ::_exit(kExitOk);
     bus_->at_rest([this, tries](bool recorded) {
       if (recorded) ::_exit(kExitOk);
+      if (tries == 0 && stopping_) return bus_->shut_down();
       if (tries == 0) return report(StaysReport{});
       leave_timer_.tries = tries - 1;
       control_.arm(leave_timer_, io::Clock::now() + kLeaveInterval);
@@ -427,23 +439,34 @@ class PartitionWorker {
   void give_notice(const std::string& reason) {
     log().error("{}", reason);
     status_ = kExitRuntime;
-    begin_stop();
+    begin_stop(false);
   }
 
-  void begin_stop() {
+  // Another's worker takes up the guest as from one that was killed, which this one is about to be as well.
+  void lost_supervisor() {
+    if (bus_ != nullptr && bus_->can_be_taken_up() && !stopping_) ::_exit(kExitRuntime);
+    begin_stop(false);
+  }
+
+  // `restart`: the VMM may come to have its guest taken up by another supervisor's worker.
+  void begin_stop(bool restart) {
     if (stopping_) return;
     stopping_ = true;
     control_.arm(drain_timer_, io::Clock::now() + kDrainTime);
     if (!bus_) return end();
+    leaves_ = restart && bus_->can_be_taken_up();
     const bool frozen = integration_ && integration_->status().freeze != integration::FreezeState::kThawed;
-    if (!frozen) return bus_->shut_down();
+    if (!frozen) return leave_guest();
     // Its file systems would wait for a host that is gone. Whether it thaws or will not: enough is enough.
-    integration_->thaw([this](const std::string&) {
-      control_.post([this] {
-        if (bus_) bus_->shut_down();
-      });
-    });
+    integration_->thaw([this](const std::string&) { control_.post([this] { leave_guest(); }); });
     control_.arm(thaw_timer_, io::Clock::now() + kThawTime);
+  }
+
+  void leave_guest() {
+    if (!bus_ || std::exchange(left_, true)) return;
+    if (!leaves_) return bus_->shut_down();
+    log().info("leaving the guest for its VMM to have it taken up again");
+    leave(kLeaveTries);
   }
 
   void end() {
@@ -453,9 +476,7 @@ class PartitionWorker {
     socket_watch_.stop([this] { signal_watch_.stop([this] { control_.stop(); }); });
   }
 
-  void no_longer_thaw() {
-    if (bus_) bus_->shut_down();
-  }
+  void no_longer_thaw() { leave_guest(); }
 
   // The threads and descriptors that hang cannot be taken down in order, so the process goes at once.
   [[noreturn]] void give_up() {
@@ -495,12 +516,15 @@ class PartitionWorker {
   std::vector<io::Worker*> workers_;                     // io_workers_
   bool takes_turns_ = false;                             // the I/O workers, with the guest
   std::unique_ptr<devices::RecoveryArea> recovery_;
+  UniqueFd area_for_vmm_;
   devices::Bus::KeptFds kept_fds_;  // for the connection that is taken up
   std::unique_ptr<devices::Bus> bus_;
   LineBudget channel_budget_{kChannelReportsPerSecond};
   StatusCommand asked_;  // without a file: nobody asks
   bool ready_ = false;
   bool stopping_ = false;
+  bool leaves_ = false;  // in a state to be taken up, when it stops
+  bool left_ = false;
   int status_ = kExitOk;
 };
 

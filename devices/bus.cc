@@ -17,7 +17,13 @@ namespace {
 constexpr std::uint32_t kStatusUnsuccessful = 0xc0000001;
 constexpr std::uint32_t kStatusInvalidParameter = 0xc000000d;
 
-// A row of what save() writes.
+// What save() writes of a bus, and a row of it. Devices go by what the guest knows them by: another process
+// may have others.
+struct SavedBus {
+  Guid partition;
+  std::uint64_t offers;
+};
+static_assert(WireStruct<SavedBus>);
 struct SavedOffer {
   Guid interface_type;
   Guid instance;
@@ -26,6 +32,10 @@ struct SavedOffer {
   std::uint32_t sub_channel_index;
 };
 static_assert(WireStruct<SavedOffer>);
+
+Guid identity_of(const std::string& partition) {
+  return Guid::derive("vmbusd partition", partition);
+}
 
 }  // namespace
 
@@ -548,7 +558,7 @@ bool Bus::settled() const {
 
 void Bus::save(SerialWriter& out) const {
   attach_.save(out);
-  out.put(static_cast<std::uint64_t>(offered_.size()));
+  out.put(SavedBus{identity_of(config_.name), offered_.size()});
   for (const auto& [relid, offered] : offered_) {
     out.put(SavedOffer{offered.interface_type, offered.instance, relid, offered.incarnation,
                        offered.sub_channel_index});
@@ -576,8 +586,9 @@ void Bus::recover(KeptFds fds) {
 Result<void> Bus::restore(std::span<const std::byte> snapshot) {
   SerialReader in(snapshot);
   VMBUSD_CHECK(attach_.restore(in, [this](partition::FdKey key) { return std::move(kept_fds_[key]); }));
-  VMBUSD_TRY(const std::uint64_t offers, in.get<std::uint64_t>());
-  for (std::uint64_t i = 0; i < offers; ++i) {
+  VMBUSD_TRY(const SavedBus bus, in.get<SavedBus>());
+  if (bus.partition != identity_of(config_.name)) return fail(Errc::kProtocol, "it is another partition's");
+  for (std::uint64_t i = 0; i < bus.offers; ++i) {
     VMBUSD_TRY(const SavedOffer saved, in.get<SavedOffer>());
     const auto device =
         std::find_if(config_.devices.begin(), config_.devices.end(), [&saved](const Device* each) {
@@ -635,6 +646,7 @@ void Bus::recovered_channel(vmbus::Relid relid) {
     if (fd) drop_fd(key);
   }
   log_.info("took up the guest of the last worker process: {} open channels", channels_.size());
+  attach_.taken_up();
   exchange_devices();
   offer_missing();
   advance_removals();
@@ -659,6 +671,22 @@ void Bus::exchange_devices() {
     }
     server_->rescind(relid);
   }
+}
+
+bool Bus::doorbell_kept(std::uint32_t connection_id, int eventfd) {
+  const vmbus::Relid relid = connection_id - vmbus::Server::signal_connection(0);
+  if (relid == 0 || relid > vmbus::kMaxChannels) return false;
+  keep_fd(partition::doorbell_fd_key(relid), eventfd);
+  return true;
+}
+
+Result<void> Bus::take_up(UniqueFd area) {
+  VMBUSD_CHECK(RecoveryArea::examine(area.get()));
+  control_.post([weak = std::weak_ptr<Bus*>(self_), file = std::make_shared<UniqueFd>(std::move(area))] {
+    const auto alive = weak.lock();
+    if (alive && (*alive)->connected_) (*alive)->config_.take_up(std::move(*file));
+  });
+  return {};
 }
 
 void Bus::keep_fd(partition::FdKey key, int fd) {

@@ -45,6 +45,11 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
     std::function<void(partition::FdKey, int fd)> keep_fd{};
     std::function<void(partition::FdKey)> drop_fd{};
     std::function<void()> recovered{};  // recover() has come to its end
+    // For a connection that is to outlive the supervisor, too: what the VMM is to keep of `recovery`, and who
+    // is told what it gave back to have its guest taken up, after the descriptors that it gave. -1: it does
+    // not.
+    int area_for_vmm = -1;
+    std::function<void(UniqueFd area)> take_up{};
     // A device's primary channel was opened or closed by its guest; not where it was taken up.
     std::function<void(const std::string& device, bool open)> primary_changed{};
   };
@@ -72,6 +77,9 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   // Takes it from the guest; `done` is called from the control worker's loop, when nothing of it is in use
   // and it may be destroyed.
   void remove_device(Device& device, std::function<void()> done);
+
+  // Whether the VMM can have its guest taken up by another supervisor's worker.
+  [[nodiscard]] bool can_be_taken_up() const { return attach_.can_be_taken_up(); }
 
   // Ends the connection: closes all channels, drains, then calls `ended`. Again: nothing.
   void shut_down();
@@ -130,6 +138,9 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void reset(std::function<void()> done) override;
   void keep_fd(partition::FdKey key, int fd) override;
   void drop_fd(partition::FdKey key) override;
+  int area_for_vmm() const override { return config_.area_for_vmm; }
+  bool doorbell_kept(std::uint32_t connection_id, int eventfd) override;
+  Result<void> take_up(UniqueFd area) override;
 
   // vmbus::ServerEvents
   bool send(std::uint32_t vp, std::span<const std::byte> message) override;

@@ -1,7 +1,9 @@
 #include "devices/recovery_area.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -41,6 +43,15 @@ std::uint64_t checksum(std::span<const std::byte> bytes) {
   return sum;
 }
 
+constexpr mode_t kOwnerOnly = S_IRUSR | S_IWUSR;
+
+// The same file by an open file description of its own.
+Result<UniqueFd> open_again(int file, int flags) {
+  UniqueFd again(::open(fmt::format("/proc/self/fd/{}", file).c_str(), flags | O_CLOEXEC));
+  if (!again) return fail_os(errno, "cannot open a recovery area once more");
+  return again;
+}
+
 }  // namespace
 
 struct RecoveryArea::Header {
@@ -73,10 +84,44 @@ Result<RecoveryRegion> RecoveryRegion::make_private() {
 Result<UniqueFd> RecoveryArea::make_file() {
   UniqueFd file(::memfd_create("vmbusd-recovery", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!file || ::ftruncate(file.get(), static_cast<off_t>(kFileBytes)) != 0 ||
-      ::fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+      ::fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0 ||
+      ::fchmod(file.get(), kOwnerOnly) != 0) {
     return fail_os(errno, "cannot make a recovery area");
   }
+  if (!lock(file.get())) return fail(Errc::kOs, "cannot lock a recovery area");
   return file;
+}
+
+Result<UniqueFd> RecoveryArea::open_for_vmm(int file) {
+  return open_again(file, O_RDONLY);
+}
+
+Result<void> RecoveryArea::examine(int from_vmm) {
+  // Files in memory alone have seals. With that of its size, no access to it can be beyond its end.
+  const int seals = ::fcntl(from_vmm, F_GET_SEALS);
+  struct stat status {};
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || ::fstat(from_vmm, &status) != 0 ||
+      !S_ISREG(status.st_mode) || static_cast<std::uint64_t>(status.st_size) != kFileBytes) {
+    return fail(Errc::kProtocol, "it is no recovery area of this version");
+  }
+  return {};
+}
+
+Result<UniqueFd> RecoveryArea::adopt(int from_vmm) {
+  VMBUSD_CHECK(examine(from_vmm));
+  struct stat status {};
+  if (::fstat(from_vmm, &status) != 0) return fail_os(errno, "cannot examine it");
+  if (status.st_uid != ::geteuid() || (status.st_mode & ALLPERMS) != kOwnerOnly) {
+    return fail(Errc::kProtocol, "it was made by another user");
+  }
+  return open_again(from_vmm, O_RDWR);
+}
+
+bool RecoveryArea::lock(int file) {
+  struct flock whole {};
+  whole.l_type = F_WRLCK;
+  whole.l_whence = SEEK_SET;
+  return ::fcntl(file, F_OFD_SETLK, &whole) == 0;
 }
 
 Result<std::unique_ptr<RecoveryArea>> RecoveryArea::map(UniqueFd file) {

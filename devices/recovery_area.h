@@ -47,8 +47,19 @@ class RecoveryRegion {
 // guests do I/O, which is no transition.
 class RecoveryArea {
  public:
-  // An empty one, for map(). The supervisor's: it never maps it.
+  // An empty one, for map(). The supervisor's: it never maps it. Locked: the lock goes with the last
+  // descriptor of its or of its workers' that stands for this one, thus when all of them are gone.
   [[nodiscard]] static Result<UniqueFd> make_file();
+  // The same file for a VMM to keep, which cannot write it unless it is the supervisor's own user. Needs
+  // /proc.
+  [[nodiscard]] static Result<UniqueFd> open_for_vmm(int file);
+  // Whether it can be such a file, by its kind and size. Asks no file system that somebody else serves.
+  [[nodiscard]] static Result<void> examine(int from_vmm);
+  // What a VMM gave back, for map() once it is locked. Errc::kProtocol where it is no such file or another
+  // user's, so that whoever may have written it has been a worker of ours.
+  [[nodiscard]] static Result<UniqueFd> adopt(int from_vmm);
+  // False while those that had it before are not all gone.
+  [[nodiscard]] static bool lock(int file);
   [[nodiscard]] static Result<std::unique_ptr<RecoveryArea>> map(UniqueFd file);
   ~RecoveryArea();
   RecoveryArea(const RecoveryArea&) = delete;

@@ -11,18 +11,42 @@ namespace vmbusd::guest {
 Result<std::unique_ptr<ChildPartition>> ChildPartition::attach(const Options& options,
                                                                std::string& error_text) {
   VMBUSD_TRY(std::unique_ptr<Ram> ram, Ram::create(options.memory_bytes));
-  std::unique_ptr<ChildPartition> child(new ChildPartition(std::move(ram)));
+  std::unique_ptr<ChildPartition> child(new ChildPartition(options, std::move(ram)));
   for (std::uint32_t vp = 0; vp < options.vp_count; ++vp) {
     VMBUSD_TRY(std::unique_ptr<VirtualProcessor> created, VirtualProcessor::create(*child->ram_));
     child->vps_.push_back(std::move(created));
   }
-  const partition::AttachClient::Options client = {
-      .socket_path = options.socket_path, .vp_count = options.vp_count, .features = 0};
-  VMBUSD_TRY(child->client_, partition::AttachClient::connect(client, *child, error_text));
-  const Result<void> handed_over = child->hand_over();
+  VMBUSD_CHECK(child->connect(error_text));
+  Result<void> handed_over = child->hand_over();
+  if (handed_over) handed_over = child->enable_synic();
   if (!handed_over) error_text = child->client_->error_text();
   VMBUSD_CHECK(handed_over);
   return child;
+}
+
+Result<void> ChildPartition::connect(std::string& error_text) {
+  const partition::AttachClient::Options client = {
+      .socket_path = options_.socket_path,
+      .vp_count = options_.vp_count,
+      .features = options_.take_up ? partition::kFeatureTakeUp : 0,
+  };
+  VMBUSD_TRY(client_, partition::AttachClient::connect(client, *this, error_text));
+  return {};
+}
+
+Result<void> ChildPartition::reattach(std::string& error_text) {
+  client_.reset();
+  disconnected_ = false;
+  taken_up_ = false;
+  reattaching_ = true;
+  VMBUSD_CHECK(connect(error_text));
+  Result<void> given = hand_over();
+  if (given) given = record_.give(*client_);
+  if (!given) error_text = client_->error_text();
+  VMBUSD_CHECK(given);
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, kPatience, [this] { return taken_up_ || disconnected_; });
+  return taken_up_ ? Result<void>{} : fail(Errc::kClosed, "the daemon did not take up the guest");
 }
 
 Result<void> ChildPartition::hand_over() {
@@ -30,7 +54,7 @@ Result<void> ChildPartition::hand_over() {
   for (std::uint32_t index = 0; index < vp_count(); ++index) {
     VMBUSD_CHECK(client_->set_vp_interrupt(index, partition::kVmbusSint, vps_[index]->interrupt_fd()));
   }
-  return enable_synic();
+  return {};
 }
 
 Result<void> ChildPartition::enable_synic() {
@@ -59,7 +83,7 @@ Result<void> ChildPartition::post_message(std::uint32_t connection_id, std::span
                                             payload.size());
   for (;;) {
     const Result<void> posted =
-        client_->post_guest_message(vp, connection_id, 1 /* VMBus, both ways */, bytes);
+        record_.post_guest_message(*client_, vp, connection_id, 1 /* VMBus, both ways */, bytes);
     if (posted || posted.error().code != Errc::kLimit) return posted;
     if (Clock::now() > deadline) return fail_os(ETIMEDOUT, "the host's message queue stays full");
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -102,6 +126,7 @@ Result<void> ChildPartition::reset() {
 }
 
 Result<void> ChildPartition::doorbell_attach(std::uint32_t connection_id, UniqueFd eventfd) {
+  if (options_.take_up) VMBUSD_CHECK(record_.doorbell_attached(connection_id, eventfd.get()));
   const std::lock_guard lock(mutex_);
   const bool added =
       doorbells_.emplace(connection_id, std::make_shared<const UniqueFd>(std::move(eventfd))).second;
@@ -110,6 +135,7 @@ Result<void> ChildPartition::doorbell_attach(std::uint32_t connection_id, Unique
 }
 
 Result<void> ChildPartition::doorbell_detach(std::uint32_t connection_id) {
+  record_.doorbell_detached(connection_id);
   const std::lock_guard lock(mutex_);
   if (doorbells_.erase(connection_id) == 0)
     return fail(Errc::kWrongState, "the connection id has no doorbell");
@@ -127,8 +153,23 @@ void ChildPartition::host_message(std::uint64_t cookie, std::uint32_t vp, std::u
 // Not negotiated: event flags are guest memory here.
 void ChildPartition::signal_event(std::uint32_t, std::uint32_t, std::uint32_t) {}
 
+void ChildPartition::recovery_area(UniqueFd file, bool taken_up, std::uint64_t guest_messages) {
+  if (reattaching_ && !taken_up) return;  // what it wants is in the one before
+  record_.recovery_area(std::move(file));
+  if (!reattaching_ || !record_.taken_up(*client_, guest_messages)) return;
+  reattaching_ = false;
+  const std::lock_guard lock(mutex_);
+  taken_up_ = true;
+  changed_.notify_all();
+}
+
 void ChildPartition::disconnected(const Error&) {
-  disconnected_ = true;
+  {
+    const std::lock_guard lock(mutex_);
+    disconnected_ = true;
+    changed_.notify_all();
+  }
+  if (options_.take_up) return;  // its guest waits
   for (const auto& vp : vps_) vp->close();
 }
 

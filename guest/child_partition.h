@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -18,6 +19,7 @@
 #include "guest/ram.h"
 #include "guest/virtual_processor.h"
 #include "partition/attach_client.h"
+#include "partition/take_up_record.h"
 
 namespace vmbusd::guest {
 
@@ -33,12 +35,18 @@ class ChildPartition final : private partition::AttachClientEvents {
     std::string socket_path;
     std::uint32_t vp_count = 1;
     std::uint64_t memory_bytes = 64 << 20;
+    bool take_up = false;  // keeps what reattach() needs
   };
 
   // Connects and hands over memory, interrupts and SynIC pages. `error_text` takes the daemon's words where
   // it refused.
   [[nodiscard]] static Result<std::unique_ptr<ChildPartition>> attach(const Options& options,
                                                                       std::string& error_text);
+  // After the daemon has gone, with Options::take_up: has the one that came take up the guest. Errc::kClosed
+  // where it will not.
+  [[nodiscard]] Result<void> reattach(std::string& error_text);
+  // Where the next reattach() connects.
+  void set_socket_path(const std::string& path) { options_.socket_path = path; }
   ~ChildPartition();
   ChildPartition(const ChildPartition&) = delete;
   ChildPartition& operator=(const ChildPartition&) = delete;
@@ -69,7 +77,9 @@ class ChildPartition final : private partition::AttachClientEvents {
   [[nodiscard]] partition::AttachClient& client() { return *client_; }
 
  private:
-  explicit ChildPartition(std::unique_ptr<Ram> ram) : ram_(std::move(ram)) {}
+  ChildPartition(const Options& options, std::unique_ptr<Ram> ram)
+      : options_(options), ram_(std::move(ram)) {}
+  [[nodiscard]] Result<void> connect(std::string& error_text);
   [[nodiscard]] Result<void> hand_over();
   [[nodiscard]] Result<void> enable_synic();
 
@@ -79,12 +89,18 @@ class ChildPartition final : private partition::AttachClientEvents {
   void host_message(std::uint64_t cookie, std::uint32_t vp, std::uint32_t sint, std::uint32_t message_type,
                     std::span<const std::uint8_t> payload) override;
   void signal_event(std::uint32_t vp, std::uint32_t sint, std::uint32_t flag) override;
+  void recovery_area(UniqueFd file, bool taken_up, std::uint64_t guest_messages) override;
   void disconnected(const Error& reason) override;
 
+  Options options_;
   std::unique_ptr<Ram> ram_;
   std::vector<std::unique_ptr<VirtualProcessor>> vps_;
-  mutable std::mutex mutex_;  // of doorbells_
+  mutable std::mutex mutex_;  // of doorbells_ and taken_up_
   std::map<std::uint32_t, Doorbell> doorbells_;
+  std::condition_variable changed_;
+  bool taken_up_ = false;
+  partition::TakeUpRecord record_;
+  std::atomic<bool> reattaching_{false};
   std::atomic<bool> resetting_{false};
   std::atomic<bool> disconnected_{false};
   std::unique_ptr<partition::AttachClient> client_;  // last: its thread uses the others

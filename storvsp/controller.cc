@@ -285,6 +285,7 @@ class ScsiController final : public Controller {
     made.in_use = in_use;
     ControllerState::Lun& lun = made.lun;
     lun.unit = std::make_unique<LogicalUnit>(std::move(options));
+    lun.medium = {plan.probe.device, plan.probe.inode, plan.geometry.size_bytes};
     KeptRecord kept(std::move(disk.reservations));
     if (const std::optional<PersistentReservation> reserved =
             from_record(kept.bytes(), lun.unit->identity().id)) {
@@ -317,6 +318,7 @@ class ScsiController final : public Controller {
     if (state.region == nullptr) return;
     const ControllerState::Lun& now = state.luns[lun];
     state.lun_records()[lun] = now.served() ? now.unit->save() : LunRecord{};
+    state.record().media[lun] = now.medium_served();
   }
 
   static void luns_changed(const ControllerState& state) {

@@ -153,8 +153,11 @@ Result<FileProbe> probe_file(int fd) {
   if (::fstat(fd, &status) != 0) return fail_os(errno, "cannot examine the file");
   if (S_ISBLK(status.st_mode)) {
     probe.block_device = true;
+    probe.device = status.st_rdev;
     VMBUSD_CHECK(probe_block_device(fd, probe));
   } else if (S_ISREG(status.st_mode)) {
+    probe.device = status.st_dev;
+    probe.inode = status.st_ino;
     probe.size_bytes = static_cast<std::uint64_t>(status.st_size);
     probe.discards = probe.discard_zeroes = probe.writable && can_punch_holes(fd, probe.size_bytes);
     probe.may_block = may_block(fd);

@@ -27,6 +27,9 @@ struct FileProbe {
   bool may_block = false;       // its file system makes whoever submits wait, see may_block() in the .cc
   bool discards = false;        // space can be given back
   bool discard_zeroes = false;  // and what was given back reads as zeros
+  // Which file or device of the host it is.
+  std::uint64_t device = 0;
+  std::uint64_t inode = 0;  // of a file
 };
 
 // Errc::kConfig: neither a regular file nor a block device, or not open for reading; Errc::kOs: it cannot be

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/assert.h"
 
@@ -208,6 +209,7 @@ void StorChannel::start(devices::Channel& channel) {
   record_->session = session_.save();
   if (!primary_) return;
   for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
+    record_->media[lun] = state_.luns[lun].medium_served();
     if (state_.luns[lun].served()) state_.lun_records()[lun] = state_.luns[lun].unit->save();
   }
 }
@@ -523,6 +525,14 @@ Result<void> StorChannel::recover_luns() {
   bool changed = false;
   for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
     const ControllerState::Lun& now = state_.luns[lun];
+    const MediumRecord medium = now.medium_served();
+    const MediumRecord recorded = std::exchange(record_->media[lun], medium);
+    // The guest would write into the other what is meant for the one, from its cache at the latest.
+    if (medium.size_bytes != 0 && recorded.size_bytes != 0 &&
+        (recorded.device != medium.device || recorded.inode != medium.inode ||
+         recorded.size_bytes > medium.size_bytes)) {
+      return vmbusd::fail(Errc::kProtocol, "a LUN has another image than before");
+    }
     if (now.served() && now.unit->is_of(records[lun])) {
       VMBUSD_CHECK(now.unit->restore(records[lun]));
     } else if (now.served() || records[lun].incarnation != 0) {

@@ -32,9 +32,11 @@ struct ControllerState {
   struct Lun {
     std::shared_ptr<Disk> disk;  // nullptr: no such LUN; channels that have a queue of it hold it too
     std::unique_ptr<LogicalUnit> unit;
+    MediumRecord medium{};
     LimitedDisk* limited = nullptr;  // `disk`, where it is one
     bool leaving = false;            // no channel takes it up any more
     [[nodiscard]] bool served() const { return disk != nullptr && !leaving; }
+    [[nodiscard]] MediumRecord medium_served() const { return served() ? medium : MediumRecord{}; }
   };
 
   VstorLimits limits;

@@ -64,6 +64,13 @@ struct LunRecord {
   friend bool operator==(const LunRecord&, const LunRecord&) = default;
 };
 
+// What stands behind a LUN, by numbers that no other file or device of this host has.
+struct MediumRecord {
+  std::uint64_t device;
+  std::uint64_t inode;
+  std::uint64_t size_bytes;  // 0: no such LUN
+};
+
 struct SessionRecord {
   std::uint16_t version;
   std::uint8_t state;
@@ -76,7 +83,9 @@ struct alignas(64) StorRecord {
   std::uint32_t segments_max;
   SessionRecord session;
   std::uint32_t notice_due;  // bool, of a primary channel: the guest is to hear that LUNs came or went
-  std::array<LunRecord, kLunSlots> luns;  // of a primary channel: for all of the controller's
+  // Of a primary channel: for all of the controller's.
+  std::array<LunRecord, kLunSlots> luns;
+  std::array<MediumRecord, kLunSlots> media;
 };
 
 }  // namespace vmbusd::storvsp
