@@ -27,6 +27,7 @@ constexpr const char* kFooter =
 
 constexpr std::uint64_t kMemoryUnit = kMiB;
 constexpr std::uint64_t kHugePage = 2 * kMiB;
+constexpr std::uint32_t kReconnectMax = 24 * 60 * 60;
 
 // CLI11 calls these with the option's words and prints what they return behind the option's name.
 std::string check_memory(const std::string& text) {
@@ -96,6 +97,11 @@ std::variant<Options, ExitStatus> parse_options(int argc, const char* const* arg
   app.add_option("--attach", vm.attach_path,
                  "vmbusd's socket for this partition; without it the guest has no devices")
       ->type_name("SOCKET");
+  app.add_option("--reconnect", vm.reconnect_s,
+                 "how many seconds to wait for vmbusd to come back and take up the guest; 0: not at all")
+      ->type_name("SECONDS")
+      ->check(CLI::Range(0u, kReconnectMax))
+      ->default_val(30u);
   app.add_flag("--hugepages", options.vm.hugepages, "take guest memory from huge pages of 2 MiB");
   app.add_flag("--no-reboot", vm.no_reboot, "exit where the guest reboots");
   app.add_flag("--verbose", options.verbose, "tell more");

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -114,7 +115,7 @@ class Vm {
         hypervisor_(hypervisor),
         ram_(ram),
         log_(log),
-        attachment_(config.vcpus, log),
+        attachment_(config.vcpus, log, std::chrono::seconds(config.reconnect_s)),
         console_(console),
         loop_(console) {}
 

@@ -27,8 +27,9 @@ struct VmConfig {
   std::uint32_t vcpus = 1;
   std::uint64_t memory_size = 0;
   bool hugepages = false;
-  std::string console;      // see Console::open
-  std::string attach_path;  // empty: without vmbusd
+  std::string console;            // see Console::open
+  std::string attach_path;        // empty: without vmbusd
+  std::uint32_t reconnect_s = 0;  // for so long another vmbusd is waited for where the first went away
   bool no_reboot = false;
 };
 

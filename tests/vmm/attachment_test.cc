@@ -3,7 +3,9 @@
 
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <chrono>
 #include <filesystem>
@@ -40,6 +42,11 @@ class Daemon {
 
   void accept() { socket_.reset(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)); }
   void close() { socket_.reset(); }
+  // For good.
+  void leave() {
+    listener_.reset();
+    socket_.reset();
+  }
 
   template <WireStruct T>
   void send(const T& message, std::span<const int> fds = {}) {
@@ -71,12 +78,41 @@ class Daemon {
     return message;
   }
   void serve_hello() {
-    expect<partition::AttachHello>(AttachType::kHello);
+    features_ = expect<partition::AttachHello>(AttachType::kHello).features & partition::kFeatureTakeUp;
     partition::AttachHelloReply hello{};
     hello.header = {AttachType::kHelloReply, sizeof hello, 0};
     hello.major = partition::kAttachMajor;
+    hello.minor = partition::kAttachMinor;
+    hello.features = features_;
     hello.message_connections = {1, 4, 0, 0};
     send(hello);
+    if (features_ != 0) tell_recovery_area(0, 0);
+  }
+  // A memfd stands for it: what is given back is its inode.
+  void tell_recovery_area(std::uint32_t flags, std::uint64_t guest_messages) {
+    area_.reset(::memfd_create("area", MFD_CLOEXEC));
+    const int fd = area_.get();
+    send(
+        partition::AttachRecoveryArea{
+            {AttachType::kRecoveryArea, sizeof(partition::AttachRecoveryArea), 0}, guest_messages, flags, 0},
+        std::span(&fd, 1));
+  }
+  [[nodiscard]] ino_t area() const { return inode_of(area_.get()); }
+  [[nodiscard]] static ino_t inode_of(int fd) {
+    struct stat status {};
+    REQUIRE(::fstat(fd, &status) == 0);
+    return status.st_ino;
+  }
+  // Takes a request with a descriptor, which it returns, and answers that all is well.
+  template <WireStruct T>
+  UniqueFd serve_fd(AttachType type, T& message) {
+    auto datagram = partition::receive_datagram(socket_.get(), true);
+    REQUIRE(datagram);
+    REQUIRE((*datagram)->fds.size() == 1);
+    REQUIRE(read_wire((*datagram)->bytes(), message));
+    REQUIRE(message.header.type == type);
+    reply(message.header.cookie);
+    return std::move((*datagram)->fds[0]);
   }
   void post(std::uint64_t cookie, std::uint32_t vp, std::uint8_t mark) {
     partition::AttachHostMessage message{};
@@ -96,6 +132,8 @@ class Daemon {
   std::string folder_;
   UniqueFd listener_;
   UniqueFd socket_;
+  UniqueFd area_;
+  std::uint64_t features_ = 0;
 };
 
 // A guest of two VPs, connected and bound to a machine.
@@ -104,9 +142,9 @@ struct Guest {
   GuestRam ram = GuestRam::create(4 * kGiB, false).value();
   FakeMachine machine{kVcpus};
   Daemon daemon;
-  Attachment attachment{kVcpus, log};
+  Attachment attachment;
 
-  Guest() {
+  explicit Guest(std::chrono::seconds reconnect_time = 0s) : attachment(kVcpus, log, reconnect_time) {
     std::string error_text;
     auto connected = std::async(std::launch::async,
                                 [&] { return attachment.connect(daemon.path(), ram, true, error_text); });
@@ -309,6 +347,93 @@ TEST_CASE("the guest outlives the daemon", "[vmm]") {
   guest.attachment.unbind();
   const std::lock_guard lock(guest.machine.mutex);
   CHECK(guest.machine.doorbells.empty());
+}
+
+TEST_CASE("a daemon that comes back is given what it needs, and what the last one had not read", "[vmm]") {
+  Guest guest(60s);
+  const UniqueFd eventfd(::eventfd(0, EFD_CLOEXEC));
+  const int fd = eventfd.get();
+  const partition::AttachDoorbell doorbell{{AttachType::kDoorbellAttach, sizeof doorbell, 11}, 0x2001, 0};
+  guest.daemon.send(doorbell, std::span(&fd, 1));
+  CHECK(guest.daemon.expect_done() == 11);
+  for (const std::uint32_t connection : {1, 4, 1}) {
+    REQUIRE(guest.attachment.post(0, message_to(connection)) == kHvSuccess);
+  }
+  const ino_t kept = guest.daemon.area();
+  guest.daemon.close();
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  while (!guest.attachment.lost() && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(1ms);
+  CHECK(guest.attachment.post(0, message_to(1)) == kHvInsufficientBuffers);
+  // A VP that changes its SynIC waits.
+  const SynicState state{.enabled = true, .has_message_page = true, .message_page_gpa = 0x5000};
+  auto changed =
+      std::async(std::launch::async, [&] { guest.attachment.synic_change(1, guest.machine.vcpu(1), state); });
+
+  guest.daemon.accept();
+  guest.daemon.serve_hello();
+  guest.daemon.serve<partition::AttachMemory>(AttachType::kMemoryAdd);
+  guest.daemon.serve<partition::AttachMemory>(AttachType::kMemoryAdd);
+  partition::AttachDoorbell given{};
+  (void)guest.daemon.serve_fd(AttachType::kDoorbellKept, given);
+  CHECK(given.connection_id == 0x2001);
+  partition::AttachTakeUp take_up{};
+  CHECK(Daemon::inode_of(guest.daemon.serve_fd(AttachType::kTakeUp, take_up).get()) == kept);
+  guest.daemon.tell_recovery_area(partition::kRecoveryTakenUp, 1);
+  // The second and the third, before anything else.
+  const auto second = guest.daemon.expect<partition::AttachGuestMessage>(AttachType::kGuestMessage);
+  CHECK(second.connection_id == 4);
+  const auto third = guest.daemon.expect<partition::AttachGuestMessage>(AttachType::kGuestMessage);
+  CHECK(third.connection_id == 1);
+  guest.daemon.serve<partition::AttachSynicState>(AttachType::kSynicState);
+  changed.get();
+  CHECK_FALSE(guest.attachment.lost());
+  CHECK(guest.attachment.post(0, message_to(4)) == kHvSuccess);
+  const std::lock_guard lock(guest.machine.mutex);
+  CHECK(guest.machine.doorbells.contains(0x2001));
+}
+
+TEST_CASE("a guest that is reset while no daemon is there is attached anew", "[vmm]") {
+  Guest guest(60s);
+  auto unbound = std::async(std::launch::async, [&] { guest.attachment.unbind(); });
+  guest.daemon.expect<partition::AttachReset>(AttachType::kReset);
+  guest.daemon.close();
+  guest.daemon.accept();
+  guest.daemon.serve_hello();
+  guest.daemon.serve<partition::AttachMemory>(AttachType::kMemoryAdd);
+  guest.daemon.serve<partition::AttachMemory>(AttachType::kMemoryAdd);
+  unbound.get();
+  REQUIRE(guest.attachment.bind(guest.machine));
+  CHECK(guest.attachment.post(0, message_to(1)) == kHvSuccess);
+  guest.daemon.expect<partition::AttachGuestMessage>(AttachType::kGuestMessage);
+}
+
+TEST_CASE("a daemon that does not come back, or not with the guest, is waited for in vain", "[vmm]") {
+  Guest guest(1s);
+  const UniqueFd eventfd(::eventfd(0, EFD_CLOEXEC));
+  const int fd = eventfd.get();
+  const partition::AttachDoorbell doorbell{{AttachType::kDoorbellAttach, sizeof doorbell, 11}, 0x2001, 0};
+  guest.daemon.send(doorbell, std::span(&fd, 1));
+  CHECK(guest.daemon.expect_done() == 11);
+  guest.daemon.leave();
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  while (guest.attachment.post(0, message_to(1)) == kHvInsufficientBuffers &&
+         std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(1ms);
+  CHECK(guest.attachment.post(0, message_to(1)) == kHvInvalidConnectionId);
+  CHECK(guest.attachment.lost());
+  {
+    const std::lock_guard lock(guest.machine.mutex);
+    CHECK(guest.machine.doorbells.empty());
+  }
+  guest.attachment.unbind();
+}
+
+TEST_CASE("a VMM that leaves waits for no daemon", "[vmm]") {
+  Guest guest(3600s);
+  guest.daemon.close();
+  guest.attachment.close();
+  guest.attachment.unbind();
 }
 
 TEST_CASE("a socket where nobody listens is named", "[vmm]") {

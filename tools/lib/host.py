@@ -168,6 +168,7 @@ class Session:
         self.deaths_wanted = 0  # of worker processes
         self._on_line = on_line
         self._daemon = None
+        self._daemon_command = []
         self._guests = []
         self._programs = []
         self._undo = []
@@ -241,16 +242,30 @@ class Session:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
         check(check_result.returncode == 0, f"vmbusd --check-config: {check_result.stdout.strip()}")
-        with open(self.logs / "vmbusd.log", "w", encoding="utf-8") as log:
-            self._daemon = subprocess.Popen(
-                [*prefix, self.plan["vmbusd"], "--config", str(config), "--log-level", "debug"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+        (self.logs / "vmbusd.log").write_text("")
+        self._daemon_command = [*prefix, self.plan["vmbusd"], "--config", str(config), "--log-level", "debug"]
+        self.run_daemon()
         end = time.monotonic() + 20
         while not all(self.socket(name).exists() for name in partitions):
             self.check_daemon()
             check(time.monotonic() < end, f"vmbusd made no partition sockets within 20 s; {self._daemon_tail()}")
             time.sleep(0.05)
+
+    def run_daemon(self):
+        """Runs vmbusd once more as start_daemon() did; its log goes on."""
+        with open(self.logs / "vmbusd.log", "a", encoding="utf-8") as log:
+            self._daemon = subprocess.Popen(self._daemon_command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def end_daemon(self, number):
+        """Signals vmbusd and waits for its end."""
+        self.check_daemon()
+        self._daemon.send_signal(number)
+        try:
+            status = self._daemon.wait(20)
+        except subprocess.TimeoutExpired as late:
+            raise Failure(f"vmbusd did not end within 20 s of signal {number}") from late
+        wanted = -number if number == signal.SIGKILL else 0
+        check(status == wanted, f"vmbusd ended with status {status} on signal {number}; {self._daemon_tail()}")
 
     def control(self, *arguments):
         """Runs vmbusctl and returns what it printed; Failure where it fails."""

@@ -358,7 +358,54 @@ def worker_killed(session):
     return {**result, "rounds": len(guest.said["round"]), "iperf3": guest.said.get("streamed", [])}
 
 
+def supervisor_killed(session):
+    """SIGKILL and SIGTERM of vmbusd, started again, under verified I/O, iperf3 and a TCP connection that lasts: no error."""
+    restarts = session.plan.get("supervisor_kills", 5)
+    lan = Network(session)
+    # The interface stays while no vmbusd has it.
+    lan.run("ip", "tuntap", "add", "vmtap0", "mode", "tap", "vnet_hdr", "multi_queue")
+    session.start_daemon({"demo": [Disk(session.image("disk.img", 64), "KILLED-2"), Nic("vmtap0", options="queues = 2")]}, lan.prefix,
+                         scsi="channels = 2")  # fmt: skip
+    lan.serve("vmtap0")
+    beats = session.files / "beats"
+    beats.touch()
+    lan.start("beats", "socat", "-u", f"EXEC:tail -n +1 -f {beats}", "TCP-LISTEN:5005,reuseaddr")
+    guest = session.start_guest("demo", "network worker-killed", cpus=2, **HOST, SERIAL="KILLED-2")
+    guest.wait_for("round", 180)
+    vmm_log = session.logs / "vmm-demo.log"
+    pauses = []
+    for number in range(1, restarts + 1):
+        rounds = len(guest.said["round"])
+        began = time.monotonic()
+        # Without a process that has it open, as by a crash, or in order, as by systemctl restart.
+        session.end_daemon(signal.SIGTERM if number % 5 == 4 else signal.SIGKILL)
+        session.run_daemon()
+        while vmm_log.read_text(errors="replace").count(VMM_BACK) < number:
+            check(time.monotonic() - began < 60, f"after {number} restarts the guest was not taken up")
+            guest.check_alive()
+            session.check_daemon()
+            check("failed" not in guest.said, guest.trouble())
+            check(VMM_LOST not in vmm_log.read_text(errors="replace"), f"after {number} restarts the guest has lost its devices")
+            time.sleep(0.02)
+        pauses.append(int((time.monotonic() - began) * 1000))
+        session.say("pause", f"{pauses[-1]} ms")
+        with open(beats, "a", encoding="utf-8") as file:
+            file.write(f"beat {number}\n")
+        # The disk and its verification went on.
+        guest.wait_for("round", 120, rounds + 1)
+        time.sleep(random.uniform(0, 1))
+    with open(beats, "a", encoding="utf-8") as file:
+        file.write("stop\n")
+    guest.finish(300)
+    check(guest.last("errors") == "0", f"the guest's kernel logged {guest.last('errors')} errors")
+    check(guest.last("beats") == str(restarts), f"of {restarts} lines the connection brought {guest.last('beats')}")
+    session.check_daemon()
+    return {"restarts": restarts, "pauses_ms": pauses, "rounds": len(guest.said["round"]), "iperf3": guest.said.get("streamed", [])}
+
+
 TAKEN_UP = "the guest goes on after "
+VMM_BACK = "vmbusd is back"
+VMM_LOST = "do not answer any more"
 
 HOST = {"HOST": f"{IPV4}.1", "HOST6": f"{IPV6}::1"}
 
@@ -690,6 +737,7 @@ SCENARIOS = {
     "sg3-utils": sg3_utils,
     "vmm-killed": vmm_killed,
     "worker-killed": worker_killed,
+    "supervisor-killed": supervisor_killed,
     "second-kernel": second_kernel,
     "network": network,
     "network-offloads": network_offloads,

@@ -54,7 +54,8 @@ def parse_arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Builds vmbusd and runs its tests. The last line counts those that passed and failed.",
         epilog=f"{groups}\n\nVMBUSD_BUILD_DIR names a build folder other than build/, VMBUSD_CACHE a folder for downloads\n"
-        "other than ~/.cache/vmbusd, VMBUSD_TEST_KILLS how often the recovery tests and guest/worker-killed kill a worker,\n"
+        "other than ~/.cache/vmbusd, VMBUSD_TEST_KILLS how often the recovery tests, guest/worker-killed and\n"
+        "guest/supervisor-killed kill something,\n"
         "VMBUSD_TEST_LIBISCSI=1 for all of libiscsi's tests in guest/sg3-utils.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a test, a group, or the beginning of names; none means all")
@@ -118,7 +119,7 @@ def run_guests(names, arguments, report):
 
     plan = {**run.base_plan(), "runtime": 1}
     if kills := os.environ.get("VMBUSD_TEST_KILLS"):
-        plan.update(worker_kills=int(kills), upgrades=20)
+        plan.update(worker_kills=int(kills), supervisor_kills=int(kills), upgrades=20)
     plan["libiscsi_long"] = bool(os.environ.get("VMBUSD_TEST_LIBISCSI"))
     for name, (key, make) in NEEDS.items():
         if name in names:
