@@ -106,12 +106,12 @@ void NicKeeper::renew() {
 void NicKeeper::try_later() {
   trying_ = true;
   timer_.expires_after(delay_);
-  timer_.async_wait([this](error_code error) {
+  timer_.async_wait(lifetime_.guard([this](error_code error) {
     if (error || stopped_) return;
     trying_ = false;
     try_now();
     if (!trying_) reopened_();
-  });
+  }));
   delay_ = std::min(delay_ * 2, kDelayMax);
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "daemon/config.h"
+#include "daemon/lifetime.h"
 
 namespace vmbusd::daemon {
 
@@ -57,6 +58,7 @@ class NicKeeper {
   LogScope log_;
   std::function<void()> reopened_;
   boost::asio::steady_timer timer_;
+  Lifetime lifetime_;
   bool trying_ = false;
   bool stopped_ = false;
   std::chrono::milliseconds delay_;

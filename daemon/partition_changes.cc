@@ -111,7 +111,7 @@ void PartitionSupervisor::change(EncodedCommand command, bool lends, Change chan
   }
   change.timer = std::make_unique<boost::asio::steady_timer>(context_);
   change.timer->expires_after(kChangeTime);
-  change.timer->async_wait([this, id = change_id_](error_code error) {
+  change.timer->async_wait(lifetime_.guard([this, id = change_id_](error_code error) {
     if (error) return;
     const auto found = changes_.find(id);
     if (found == changes_.end() || !found->second.done) return;
@@ -120,7 +120,7 @@ void PartitionSupervisor::change(EncodedCommand command, bool lends, Change chan
         found->second.undo ? "the partition's worker process does not answer"
                            : "it is out of the guest's reach, and its medium has not done yet what it was "
                              "asked for; it is closed when it has");
-  });
+  }));
   changes_.emplace(change_id_, std::move(change));
 }
 

@@ -501,9 +501,9 @@ void PartitionSupervisor::take_up() {
     return retry_later();
   }
   retry_timer_.expires_after(kReturnPoll);
-  retry_timer_.async_wait([this](error_code error) {
+  retry_timer_.async_wait(lifetime_.guard([this](error_code error) {
     if (!error && state_ == State::kWaiting) take_up();
-  });
+  }));
 }
 
 bool PartitionSupervisor::images_returned() const {
@@ -534,9 +534,9 @@ void PartitionSupervisor::retry_later() {
   state_ = State::kWaiting;
   log_.info("starting a new worker process in {} ms", retry_delay_.count());
   retry_timer_.expires_after(retry_delay_);
-  retry_timer_.async_wait([this](error_code error) {
+  retry_timer_.async_wait(lifetime_.guard([this](error_code error) {
     if (!error && state_ == State::kWaiting) spawn();
-  });
+  }));
   retry_delay_ = std::min(retry_delay_ * 2, kRetryMax);
 }
 
@@ -576,11 +576,11 @@ void PartitionSupervisor::stop(bool restart) {
   if (!worker_) return finish_stop();
   worker_->send(encode(StopCommand{restart}));
   stop_timer_.expires_after(kStopTime);
-  stop_timer_.async_wait([this](error_code error) {
+  stop_timer_.async_wait(lifetime_.guard([this](error_code error) {
     if (error) return;
     log_.error("worker process did not stop within {} s: killing it", kStopTime.count());
     kill();
-  });
+  }));
 }
 
 void PartitionSupervisor::finish_stop() {
@@ -605,9 +605,9 @@ void PartitionSupervisor::look(std::function<void(const PartitionStatus*)> done)
   look_file_ = *std::move(file);
   worker_->send(encode_status(++look_id_, look_file_.get()));
   look_timer_.expires_after(kLookTime);
-  look_timer_.async_wait([this, id = look_id_](error_code error) {
+  look_timer_.async_wait(lifetime_.guard([this, id = look_id_](error_code error) {
     if (!error && id == look_id_) end_look(nullptr);
-  });
+  }));
 }
 
 void PartitionSupervisor::status_ready(const StatusReport& report) {
@@ -644,9 +644,9 @@ void PartitionSupervisor::ask_guest(GuestCommand command, std::function<void(con
   Asked& asked =
       asked_.emplace(command.id, Asked{std::move(done), boost::asio::steady_timer(context_)}).first->second;
   asked.timer.expires_after(kAskTime + std::chrono::seconds(command.timeout_s));
-  asked.timer.async_wait([this, id = command.id](error_code error) {
+  asked.timer.async_wait(lifetime_.guard([this, id = command.id](error_code error) {
     if (!error) end_ask(id, "the partition's worker process does not answer");
-  });
+  }));
   worker_->send(encode(command));
 }
 
@@ -682,9 +682,9 @@ pid_t PartitionSupervisor::vmm_pid() const {
 }
 
 void PartitionSupervisor::wait_for_vmm() {
-  listener_.async_wait(descriptor_base::wait_read, [this](error_code error) {
+  listener_.async_wait(descriptor_base::wait_read, lifetime_.guard([this](error_code error) {
     if (!error) accept_vmms();
-  });
+  }));
 }
 
 void PartitionSupervisor::accept_vmms() {
@@ -703,9 +703,9 @@ void PartitionSupervisor::accept_vmms() {
     log_.error("cannot accept a VMM's connection: {}", std::strerror(errno));
     note(EventKind::kLimitReached, fmt::format("cannot accept a VMM's connection: {}", std::strerror(errno)));
     accept_pause_.expires_after(1s);
-    accept_pause_.async_wait([this](error_code error) {
+    accept_pause_.async_wait(lifetime_.guard([this](error_code error) {
       if (!error) wait_for_vmm();
-    });
+    }));
     return;
   }
   wait_for_vmm();

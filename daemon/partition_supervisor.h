@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "daemon/config.h"
 #include "daemon/event_log.h"
+#include "daemon/lifetime.h"
 #include "daemon/nic_keeper.h"
 #include "daemon/partition_status.h"
 #include "daemon/sandbox.h"
@@ -185,6 +186,7 @@ class PartitionSupervisor {
   void refuse(UniqueFd socket);
 
   boost::asio::io_context& context_;
+  Lifetime lifetime_;
   PartitionConfig config_;  // its NICs are with nics_
   std::vector<std::unique_ptr<NicKeeper>> nics_;
   const SandboxConfig sandbox_;
