@@ -140,6 +140,7 @@ ConfigTable to_table(const PartitionConfig& partition) {
   table["socket"] = partition.socket;
   set(table, "io_threads", partition.io_threads, std::uint32_t{0});
   set(table, "poll_us", partition.poll_us, kPollUsDefault);
+  set(table, "nice", partition.nice, 0u);
   set(table, "heartbeat", partition.integration.heartbeat, true);
   set(table, "shutdown", partition.integration.shutdown, true);
   set(table, "timesync", partition.integration.timesync, true);

@@ -22,6 +22,7 @@ name = "demo"
 socket = "demo.sock"
 io_threads = 2
 poll_us = 20
+nice = 5
 heartbeat = false
 shutdown = false
 timesync = false

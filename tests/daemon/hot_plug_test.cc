@@ -277,6 +277,8 @@ TEST_CASE("a worker that is killed is followed by one that knows the devices of 
   REQUIRE(host.ask("POST", "/v1/partitions/demo/nics", "{\"name\": \"nic1\", \"backend\": \"loopback\"}") ==
           201);
   const vmbus::OfferChannel nic = must(driver.bus.wait_offer());
+  // A worker that dies while the guest's channels change is not followed.
+  ::usleep(100'000);
   host.kill_worker();
   const auto channel = must(guest::GuestChannel::open(driver.bus, nic));
   guest::NetClient net(*channel);
