@@ -55,18 +55,22 @@ std::optional<std::uint8_t> ServerCore::free_monitor_id() const {
   return std::nullopt;
 }
 
+// Linux takes a primary for the return of the one that it has not released yet; sub-channels it tells apart
+// by relid. [linux: channel_mgmt.c, vmbus_onoffer]
+bool ServerCore::offered_already(const Offer& offer) const {
+  return std::any_of(channels_.begin(), channels_.end(), [&](const auto& entry) {
+    const Channel& other = entry.second;
+    return same_device(other.offer, offer) && other.offer.sub_channel_index == offer.sub_channel_index &&
+           (other.primary() || other.offer_state == OfferState::kOffered);
+  });
+}
+
 Result<Relid> ServerCore::offer(const Offer& offer) {
-  bool primary_open = false;
-  for (const auto& [relid, other] : channels_) {
-    if (!same_device(other.offer, offer)) continue;
-    if (other.primary() && other.run_state == RunState::kOpen) primary_open = true;
-    if (other.offer.sub_channel_index != offer.sub_channel_index) continue;
-    // Linux takes a primary for the return of the one that it has not released yet; sub-channels it tells
-    // apart by relid. [linux: channel_mgmt.c, vmbus_onoffer]
-    if (other.primary() || other.offer_state == OfferState::kOffered) {
-      return fail(Errc::kWrongState, "channel is offered already");
-    }
-  }
+  if (offered_already(offer)) return fail(Errc::kWrongState, "channel is offered already");
+  const bool primary_open = std::any_of(channels_.begin(), channels_.end(), [&](const auto& entry) {
+    const Channel& other = entry.second;
+    return other.primary() && other.run_state == RunState::kOpen && same_device(other.offer, offer);
+  });
   if (offer.sub_channel_index != 0 && !primary_open) {
     return fail(Errc::kWrongState, "sub-channel's primary is not open");
   }

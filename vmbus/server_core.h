@@ -174,6 +174,7 @@ class ServerCore {
   [[nodiscard]] Channel* find_channel(Relid relid);
   [[nodiscard]] Channel* find_told(Relid relid);
   [[nodiscard]] Channel* find_primary(const Channel& sub_channel);
+  [[nodiscard]] bool offered_already(const Offer& offer) const;
   [[nodiscard]] std::optional<Relid> free_relid() const;
   [[nodiscard]] std::optional<std::uint8_t> free_monitor_id() const;
   [[nodiscard]] static bool same_device(const Offer& a, const Offer& b);

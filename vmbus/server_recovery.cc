@@ -92,6 +92,10 @@ Result<void> ServerCore::restore(SerialReader& in, const std::function<Result<Of
       return fail(Errc::kProtocol, "a channel that cannot be");
     }
     VMBUSD_TRY(Offer offer, offer_of(saved.relid));
+    // Devices rely on each of their channels being open once.
+    if ((saved.revoked == 0 || offer.sub_channel_index == 0) && offered_already(offer)) {
+      return fail(Errc::kProtocol, "a channel that is offered twice");
+    }
     Channel& channel = channels_[saved.relid];
     channel.relid = saved.relid;
     channel.ordinal = saved.ordinal;

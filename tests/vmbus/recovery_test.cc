@@ -99,6 +99,19 @@ TEST_CASE("a server is settled where nothing waits", "[vmbus]") {
   CHECK_FALSE(s.server.settled());
 }
 
+TEST_CASE("a channel is taken up once", "[vmbus]") {
+  Running before;
+  const Bytes bytes = saved(before.server);
+  const Offer twice = GENERATE(scsi(0), sub_channel(scsi(0), 1));
+  Surroundings after;
+  SerialReader in(bytes);
+  const Result<void> restored = after.server.restore(
+      in, [&](Relid relid) -> Result<Offer> { return relid == 2 ? twice : offer_of(relid); });
+  REQUIRE_FALSE(restored.has_value());
+  CHECK(restored.error().code == Errc::kProtocol);
+  after.server.reset();
+}
+
 TEST_CASE("what a server wrote is refused where a byte is missing", "[vmbus]") {
   Running before;
   const Bytes bytes = saved(before.server);
