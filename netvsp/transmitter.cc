@@ -125,7 +125,7 @@ TransmitPacket& Transmitter::take_packet(const ring::Packet& packet) {
   free_packets_.pop_front();
   taken.record->transaction_id = packet.transaction_id;
   taken.record->taken = publications_->releases + 1;
-  taken.record->mark(TransmitRecord::kOwed);
+  if (packet.completion_requested()) taken.record->mark(TransmitRecord::kOwed);
   taken.frames = 0;
   taken.wants_completion = packet.completion_requested();
   taken.unpacked = false;

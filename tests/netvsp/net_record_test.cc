@@ -1,6 +1,7 @@
 // What another worker process left of a NIC's channel, and what is made of it.
 #include "netvsp/net_record.h"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <vector>
@@ -119,6 +120,34 @@ TEST_CASE("completions that were owed are owed", "[netvsp][recovery]") {
       CHECK(c.record.owed(kCounts) == c.owed);
     }
   }
+}
+
+TEST_CASE("a completion is owed to those who asked for one", "[netvsp][recovery]") {
+  const bool wanted = GENERATE(false, true);
+  const devices::TestMemory guest{4};
+  partition::GuestMemory memory;
+  guest.add_to(memory);
+  const vmbus::Gpadl gpadl{1, 1, {{2 * 4096, 0, {0, 1}}}};
+  const BufferMap send_buffer(*devices::GpadlView::make(memory, gpadl));
+  const ring::IncomingRing ring(
+      ring::RingMemory::plain(reinterpret_cast<ring::ControlPage*>(memory.translate_writable(2 * 4096, 4096)),
+                              memory.translate_writable(3 * 4096, 4096), 4096));
+
+  std::array<TransmitRecord, kTransmitPackets> records{};
+  QueueCounters counters;
+  Transmitter transmitter(counters);
+  transmitter.start(records, kCounts, false);
+  ring::Packet packet{};
+  packet.type = ring::PacketType::kInband;
+  packet.flags = wanted ? ring::kFlagCompletionRequested : std::uint16_t{0};
+  const NvspSendRndisPacket rndis = {NvspType::kSendRndisPacket, NvspChannelType::kData, 0, 64};
+  REQUIRE(transmitter.begin(ring, packet, rndis, &send_buffer, memory).has_value());
+  // The process dies when the ring has been released, with the packet half sent.
+  const devices::PublicationCounts at_death = {kCounts.releases + 1, kCounts.commits};
+  CHECK(std::count_if(records.begin(), records.end(), [&](const TransmitRecord& record) {
+          return record.owed(at_death);
+        }) == (wanted ? 1 : 0));
+  transmitter.abandon();
 }
 
 }  // namespace
