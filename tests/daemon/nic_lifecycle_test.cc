@@ -185,6 +185,17 @@ class Peer {
   UniqueFd connection_;
 };
 
+// A frame each way between the guest and the NIC's other end, which is a Peer or a Wire.
+template <typename Other>
+void check_traffic(Guest& guest, const Other& other, std::uint32_t seed) {
+  const Bytes out = frame_of(seed);
+  guest.send(out);
+  CHECK(other.gets(out));
+  const Bytes in = frame_of(100 + seed);
+  other.put(in);
+  CHECK(guest.receives(in));
+}
+
 TEST_CASE("a NIC's peer dies and comes back, and the guest keeps its disk", "[daemon][nic]") {
   NicHost host("backend = 'stream'\nsocket = 'peer.sock'\n");
   Peer peer(host.path("peer.sock"));
@@ -193,17 +204,8 @@ TEST_CASE("a NIC's peer dies and comes back, and the guest keeps its disk", "[da
   peer.accept();
   const auto child = host.attach();
   Guest guest(*child);
-  std::uint32_t seed = 0;
-  const auto traffic_passes = [&] {
-    const Bytes out = frame_of(++seed);
-    guest.send(out);
-    CHECK(peer.gets(out));
-    const Bytes in = frame_of(++seed);
-    peer.put(in);
-    CHECK(guest.receives(in));
-  };
-  traffic_passes();
-  for (std::size_t round = 1; round <= 2; ++round) {
+  check_traffic(guest, peer, 1);
+  for (std::uint32_t round = 1; round <= 2; ++round) {
     peer.die();
     REQUIRE(eventually([&] { return count(host.daemon().log(), "nic0: link down: peer closed") == round; }));
     guest.send(frame_of(0));  // is lost, and completed all the same
@@ -215,7 +217,7 @@ TEST_CASE("a NIC's peer dies and comes back, and the guest keeps its disk", "[da
     peer.listen();
     peer.accept();
     REQUIRE(eventually([&] { return count(host.daemon().log(), "nic0: back end is there") == round; }));
-    traffic_passes();
+    check_traffic(guest, peer, 1 + round);
   }
   CHECK(guest.disk_works());
 }
@@ -265,12 +267,7 @@ TEST_CASE("a NIC on a stream outlives its worker process", "[daemon][nic][recove
     CHECK(peer.connection_ended());
     peer.accept();
     REQUIRE(eventually([&] { return count(host.daemon().log(), "the guest goes on") == round; }));
-    const Bytes out = frame_of(round);
-    guest.send(out);
-    CHECK(peer.gets(out));
-    const Bytes in = frame_of(100 + round);
-    peer.put(in);
-    CHECK(guest.receives(in));
+    check_traffic(guest, peer, round);
     CHECK(guest.disk_works());
   }
   CHECK_FALSE(child->disconnected_by_host());
@@ -312,15 +309,7 @@ TEST_CASE("a TAP that is removed is made again, and works once it is up", "[daem
     guest.send(frame_of(0));  // is lost: the interface is not up
     CHECK(guest.disk_works());
     netvsp::set_interface("demo0", true);
-    {
-      const Wire wire;
-      const Bytes out = frame_of(round);
-      guest.send(out);
-      CHECK(wire.gets(out));
-      const Bytes in = frame_of(100 + round);
-      wire.put(in);
-      CHECK(guest.receives(in));
-    }
+    check_traffic(guest, Wire(), round);
     netvsp::remove_interface("demo0");
     REQUIRE(eventually([&] { return count(host.daemon().log(), "nic0: link down: TAP is gone") == round; }));
     guest.send(frame_of(0));
@@ -339,21 +328,13 @@ TEST_CASE("a NIC on a TAP outlives its worker process", "[daemon][nic][tap][reco
   const auto child = host.attach();
   Guest guest(*child);
   const Wire wire;
-  const auto traffic_passes = [&](std::uint32_t seed) {
-    const Bytes out = frame_of(seed);
-    guest.send(out);
-    CHECK(wire.gets(out));
-    const Bytes in = frame_of(100 + seed);
-    wire.put(in);
-    CHECK(guest.receives(in));
-  };
-  traffic_passes(0);
+  check_traffic(guest, wire, 0);
   for (std::uint32_t round = 1; round <= 3; ++round) {
     REQUIRE(::kill(host.daemon().worker_pid(), SIGKILL) == 0);
     const bool goes_on = eventually([&] { return count(host.daemon().log(), "the guest goes on") == round; });
     INFO(host.daemon().log());
     REQUIRE(goes_on);
-    traffic_passes(round);
+    check_traffic(guest, wire, round);
   }
   CHECK_FALSE(child->disconnected_by_host());
   CHECK(count(host.daemon().log(), "link down") == 0);

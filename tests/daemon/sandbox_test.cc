@@ -279,11 +279,13 @@ class Listener {
   UniqueFd fd_;
 };
 
+bool has_sandbox() {
+  if (kInstrumented) WARN("built with sanitizers or for coverage, so that there is no sandbox: not tested");
+  return !kInstrumented;
+}
+
 void try_all(Starter starter) {
-  if (kInstrumented) {
-    WARN("built with sanitizers or for coverage, so that there is no sandbox: not tested");
-    return;
-  }
+  if (!has_sandbox()) return;
   const Neighbour neighbour(starter);
   const Listener listener;
   const UniqueFd program(::open("/bin/true", O_RDONLY));
@@ -322,7 +324,7 @@ TEST_CASE("from inside a worker of an ordinary user's everything else is out of 
 }
 
 TEST_CASE("what a worker does goes on in the sandbox", "[sandbox]") {
-  if (kInstrumented) return;
+  if (!has_sandbox()) return;
   const UniqueFd file(::memfd_create("disk", MFD_CLOEXEC));
   REQUIRE(::ftruncate(file.get(), 8192) == 0);
   for (const Starter starter : {Starter::kAsWeAre, Starter::kOrdinaryUser}) {
@@ -363,7 +365,7 @@ TEST_CASE("what a worker does goes on in the sandbox", "[sandbox]") {
 }
 
 TEST_CASE("other threads may do less than the control thread", "[sandbox]") {
-  if (kInstrumented) return;
+  if (!has_sandbox()) return;
   const auto in_thread = [](ThreadRole role, const std::function<void()>& call) {
     return run_inside(Starter::kAsWeAre, SeccompAction::kKill, [&] {
       call();  // the control thread may
@@ -384,7 +386,7 @@ TEST_CASE("other threads may do less than the control thread", "[sandbox]") {
 }
 
 TEST_CASE("the filter's actions", "[sandbox]") {
-  if (kInstrumented) return;
+  if (!has_sandbox()) return;
   const auto become_root = [] { return errno_unless(::setresuid(0, 0, 0) == 0); };
   SECTION("log lets the call through to what else is in its way") {
     const int status = run_inside(Starter::kAsWeAre, SeccompAction::kLog, become_root);
@@ -408,7 +410,7 @@ TEST_CASE("the filter's actions", "[sandbox]") {
 }
 
 TEST_CASE("a worker's death with its supervisor outlasts the change of user", "[sandbox]") {
-  if (kInstrumented) return;
+  if (!has_sandbox()) return;
   const pid_t pid = ::fork();
   if (pid == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -18,6 +18,7 @@
 #include "base/wire.h"
 #include "partition/seqpacket.h"
 #include "tests/catch.h"
+#include "tests/io/on_worker.h"
 
 namespace vmbusd::devices {
 namespace {
@@ -54,14 +55,7 @@ class Connection {
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
-  void on_worker(const std::function<void()>& function) {
-    std::promise<void> done;
-    worker_->post([&] {
-      function();
-      done.set_value();
-    });
-    done.get_future().get();
-  }
+  void on_worker(const std::function<void()>& function) { io::on_worker(*worker_, function); }
   void send(std::uint32_t first, std::uint32_t count, std::span<const int> fds = {}) {
     on_worker([&] {
       for (std::uint32_t number = first; number < first + count; ++number) {

@@ -10,6 +10,7 @@
 #include "devices/gpadl_view.h"
 #include "tests/catch.h"
 #include "tests/devices/test_memory.h"
+#include "tests/io/on_worker.h"
 
 namespace vmbusd::devices {
 namespace {
@@ -98,9 +99,7 @@ struct Fixture {
   }
   template <typename Function>
   auto on_worker(Function function) {
-    std::promise<decltype(function())> promise;
-    worker->post([&] { promise.set_value(function()); });
-    return promise.get_future().get();
+    return io::on_worker(*worker, std::move(function));
   }
   [[nodiscard]] bool start() {
     running = on_worker([this] { return channel->start().has_value(); });

@@ -13,6 +13,7 @@
 #include "base/assert.h"
 #include "base/fd.h"
 #include "tests/catch.h"
+#include "tests/io/on_worker.h"
 
 namespace vmbusd::io {
 namespace {
@@ -31,12 +32,7 @@ class Fixture {
 
   template <typename Function>
   void on_worker(Function function) {
-    std::promise<void> done;
-    worker_->post([&] {
-      function(*worker_->polled_ring());
-      done.set_value();
-    });
-    done.get_future().get();
+    io::on_worker(*worker_, [&] { function(*worker_->polled_ring()); });
   }
   [[nodiscard]] const WorkerStats& stats() const { return worker_->stats(); }
 

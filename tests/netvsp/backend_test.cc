@@ -379,7 +379,7 @@ TEST_CASE("opening and closing on a TAP leaves no read behind", "[netvsp][tap]")
       guest.link().worker->post([&] { channel.pause([&] { paused.set_value(); }); });
       paused.get_future().get();
       CHECK(channel.in_flight() == 0);
-      GuestNic::on_worker(*guest.link().worker, [&] {
+      io::on_worker(*guest.link().worker, [&] {
         channel.resume();
         return true;
       });

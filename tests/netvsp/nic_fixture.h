@@ -21,6 +21,7 @@
 #include "netvsp/rndis_packet.h"
 #include "tests/catch.h"
 #include "tests/devices/test_memory.h"
+#include "tests/io/on_worker.h"
 #include "tests/netvsp/frames.h"
 
 namespace vmbusd::netvsp {
@@ -71,12 +72,6 @@ class GuestNic final : private devices::DeviceHost {
   }
 
   [[nodiscard]] Nic& nic() { return *nic_; }
-  template <typename Function>
-  static bool on_worker(io::Worker& worker, Function function) {
-    std::promise<bool> promise;
-    worker.post([&] { promise.set_value(function()); });
-    return promise.get_future().get();
-  }
 
   // One open channel, from the guest's side.
   struct Link {
@@ -120,7 +115,7 @@ class GuestNic final : private devices::DeviceHost {
     REQUIRE(link->to_host->attach().has_value());
     REQUIRE(link->from_host->attach().has_value());
     devices::Channel& channel = *link->host;
-    REQUIRE(on_worker(*link->worker, [&channel] { return channel.start().has_value(); }));
+    REQUIRE(io::on_worker(*link->worker, [&channel] { return channel.start().has_value(); }));
     if (links_.size() <= index) links_.resize(index + 1);
     links_[index] = std::move(link);
   }

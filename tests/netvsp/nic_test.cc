@@ -521,7 +521,7 @@ TEST_CASE("guest memory can change under an open NIC", "[netvsp]") {
     std::promise<void> paused;
     guest.link().worker->post([&] { channel.pause([&] { paused.set_value(); }); });
     paused.get_future().get();
-    GuestNic::on_worker(*guest.link().worker, [&] {
+    io::on_worker(*guest.link().worker, [&] {
       channel.resume();
       return true;
     });

@@ -23,6 +23,7 @@
 #include "guest/faulty_file.h"
 #include "storvsp/null_disk.h"
 #include "tests/catch.h"
+#include "tests/io/on_worker.h"
 
 namespace vmbusd::storvsp {
 namespace {
@@ -96,22 +97,13 @@ struct Fixture {
                                       FileDisk::Options{1u << 20, ignore_flush, poll, "test"});
     worker = std::move(*io::Worker::create({.name = "disk-test", .entries = entries, .polled_ring = poll}));
     worker->start();
-    on_worker([this] { queue = disk->open_queue(*worker); });
+    io::on_worker(*worker, [this] { queue = disk->open_queue(*worker); });
   }
   ~Fixture() {
-    on_worker([this] { queue->cancel(); });
+    io::on_worker(*worker, [this] { queue->cancel(); });
     worker->stop();
   }
 
-  template <typename Function>
-  void on_worker(Function function) {
-    std::promise<void> done;
-    worker->post([&] {
-      function();
-      done.set_value();
-    });
-    done.get_future().get();
-  }
   // One operation from and to `pieces` of memory, to its end. The errno.
   int run(DiskIo io, const std::vector<iovec>& pieces) {
     TestRequest request;
@@ -221,7 +213,7 @@ TEST_CASE("a block device is served by its own blocks, and discards", "[storvsp]
   TestRequest request;
   request.io = {DiskOp::kMap, false, 4096, 0};
   auto done = request.done.get_future();
-  fixture.on_worker([&] { fixture.queue->submit(request); });
+  io::on_worker(*fixture.worker, [&] { fixture.queue->submit(request); });
   REQUIRE(done.get() == 0);
   CHECK(request.extent.length == kDiskBytes - 4096);
   CHECK(request.extent.mapped);
@@ -496,7 +488,7 @@ TEST_CASE("an unsafe cache does not flush", "[storvsp]") {
   const std::uint64_t before = fixture.worker->stats().sqes;
   CHECK(fixture.run({DiskOp::kFlush, false, 0, 0}, {}) == 0);
   std::uint64_t after = 0;
-  fixture.on_worker([&] { after = fixture.worker->stats().sqes; });
+  io::on_worker(*fixture.worker, [&] { after = fixture.worker->stats().sqes; });
   CHECK(after - before <= 1);  // the worker's own wake-up
 }
 

@@ -3,7 +3,6 @@
 #include <cerrno>
 #include <chrono>
 #include <deque>
-#include <future>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -11,6 +10,7 @@
 
 #include "storvsp/null_disk.h"
 #include "tests/catch.h"
+#include "tests/io/on_worker.h"
 
 namespace vmbusd::storvsp {
 namespace {
@@ -93,24 +93,15 @@ struct Fixture {
       request.io = {.op = DiskOp::kFlush};
       request.order = &order;
     }
-    on_worker([this] { queue = disk.open_queue(*worker); });
+    io::on_worker(*worker, [this] { queue = disk.open_queue(*worker); });
   }
   ~Fixture() {
-    on_worker([this] { queue->cancel(); });
+    io::on_worker(*worker, [this] { queue->cancel(); });
     worker->stop();
-  }
-  template <typename Function>
-  void on_worker(Function function) {
-    std::promise<void> done;
-    worker->post([&] {
-      function();
-      done.set_value();
-    });
-    done.get_future().get();
   }
   [[nodiscard]] std::size_t done() {
     std::size_t count = 0;
-    on_worker([&] { count = order.size(); });
+    io::on_worker(*worker, [&] { count = order.size(); });
     return count;
   }
 
@@ -124,7 +115,7 @@ struct Fixture {
 TEST_CASE("what is over the limit waits its turn", "[storvsp]") {
   Fixture fixture;
   const Clock::time_point start = Clock::now();
-  fixture.on_worker([&] {
+  io::on_worker(*fixture.worker, [&] {
     for (TestRequest& request : fixture.requests) fixture.queue->submit(request);
     CHECK(fixture.order.size() == 1);
   });
@@ -138,7 +129,7 @@ TEST_CASE("what is over the limit waits its turn", "[storvsp]") {
 
 TEST_CASE("what waits can be aborted", "[storvsp]") {
   Fixture fixture;
-  fixture.on_worker([&] {
+  io::on_worker(*fixture.worker, [&] {
     for (TestRequest& request : fixture.requests) fixture.queue->submit(request);
     fixture.queue->abort(fixture.requests[1]);
     fixture.queue->abort(fixture.requests[3]);
@@ -151,7 +142,7 @@ TEST_CASE("what waits can be aborted", "[storvsp]") {
 
 TEST_CASE("a queue that is cancelled ends what waits", "[storvsp]") {
   Fixture fixture;
-  fixture.on_worker([&] {
+  io::on_worker(*fixture.worker, [&] {
     for (TestRequest& request : fixture.requests) fixture.queue->submit(request);
     fixture.queue->cancel();
     CHECK(fixture.order.size() == Fixture::kRequests);

@@ -18,6 +18,7 @@
 #include "devices/gpadl_view.h"
 #include "storvsp/vstor.h"
 #include "tests/devices/test_memory.h"
+#include "tests/io/on_worker.h"
 
 namespace vmbusd::storvsp {
 
@@ -49,14 +50,18 @@ class StorGuest {
     // False: the host's end runs on this thread too, whenever poll() is called, and nothing reaches the
     // kernel.
     bool own_thread = true;
+    std::shared_ptr<devices::RecoveryRegion> region = nullptr;  // nullptr: one of its own
+    bool recovered = false;  // the region is another's that died, and what it had in hand is this one's
   };
+
+  static std::shared_ptr<devices::RecoveryRegion> new_region() {
+    return std::make_shared<devices::RecoveryRegion>(*devices::RecoveryRegion::make_private());
+  }
 
   template <typename Function>
   auto on_worker(Function function) {
     if (!own_thread_) return function();
-    std::promise<decltype(function())> promise;
-    worker_->post([&] { promise.set_value(function()); });
-    return promise.get_future().get();
+    return io::on_worker(*worker_, std::move(function));
   }
 
   StorGuest(std::unique_ptr<devices::ChannelHandler> handler, const Options& options)
@@ -72,10 +77,10 @@ class StorGuest {
                                  .relid = 1,
                                  .sub_channel_index = options.sub_channel_index,
                                  .target_vp = vmbus::kNoInterruptVp,
-                                 .event_flag = 1},
+                                 .event_flag = 1,
+                                 .recovered = options.recovered},
         partition, *worker_, std::move(host.incoming), std::move(host.outgoing), std::move(handler),
-        UniqueFd(::dup(doorbell_.get())),
-        std::make_shared<devices::RecoveryRegion>(*devices::RecoveryRegion::make_private()));
+        UniqueFd(::dup(doorbell_.get())), options.region != nullptr ? options.region : new_region());
     if (own_thread_) worker_->start();
     running_ = on_worker([this] { return channel->start().has_value(); });
     VMBUSD_ASSERT(running_);
