@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::uint64_t kMagic = 0x72766f6365726d76;
 // To be raised with every change of what is recorded, here or in a channel's region.
-constexpr std::uint32_t kLayout = 2;
+constexpr std::uint32_t kLayout = 3;
 
 constexpr std::size_t kHeaderBytes = 4096;
 // All GPADLs that a guest may have at once, and some for the rest.

@@ -1,6 +1,7 @@
 #include "storvsp/stor_channel.h"
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -58,6 +59,12 @@ DataDirection direction_of(const vstor::Srb& srb) {
   if ((srb.srb_flags & vstor::kSrbFlagDataIn) != 0) return DataDirection::kIn;
   if ((srb.srb_flags & vstor::kSrbFlagDataOut) != 0) return DataDirection::kOut;
   return DataDirection::kNone;
+}
+
+// Bit n: a reset is for LUN n.
+std::uint64_t scope_of(const vstor::SrbPacket& packet) {
+  if (packet.header.operation != Operation::kResetLun) return ~std::uint64_t{0};
+  return packet.srb.lun < kLunSlots ? std::uint64_t{1} << packet.srb.lun : 0;
 }
 
 // Statuses in the combinations that drivers understand. [reference: storvsp 4.2]
@@ -332,6 +339,7 @@ void StorChannel::receive(const ring::Packet& packet) {
       execute(request, packet);
       return;
     case VstorSession::Next::kReset:
+      count_reset(scope_of(slot.packet), true);
       slot.mark(StorSlot::kInHand);
       reset(request);
       return;
@@ -527,6 +535,7 @@ Result<void> StorChannel::recover_luns() {
     const ControllerState::Lun& now = state_.luns[lun];
     const MediumRecord medium = now.medium_served();
     const MediumRecord recorded = std::exchange(record_->media[lun], medium);
+    if (std::exchange(record_->resets[lun], 0) != 0) state_.resets_left |= std::uint64_t{1} << lun;
     // The guest would write into the other what is meant for the one, from its cache at the latest.
     if (medium.size_bytes != 0 && recorded.size_bytes != 0 &&
         (recorded.device != medium.device || recorded.inode != medium.inode ||
@@ -552,10 +561,18 @@ Result<void> StorChannel::redo(StorRequest& request) {
   const vstor::Srb& srb = request.slot->packet.srb;
   switch (request.slot->packet.header.operation) {
     case Operation::kExecuteSrb:
+      // The reset was to end it, or is given leave to: it is answered now, when some of the channels whose
+      // requests came before it are not there yet.
+      if (srb.lun < kLunSlots && (state_.resets_left >> srb.lun & 1) != 0) {
+        complete_aborted(*request.slot);
+        answer(request);
+        return {};
+      }
       break;
     case Operation::kResetLun:
     case Operation::kResetAdapter:
     case Operation::kResetBus:
+      count_reset(scope_of(request.slot->packet), true);
       reset(request);
       return {};
     default:
@@ -575,11 +592,7 @@ Result<void> StorChannel::redo(StorRequest& request) {
 // reset moves data after its answer.
 void StorChannel::reset(StorRequest& request) {
   resets_.push_back(request);
-  const vstor::Srb& scope = request.slot->packet.srb;
-  std::uint64_t luns = ~std::uint64_t{0};
-  if (request.slot->packet.header.operation == Operation::kResetLun) {
-    luns = scope.lun < kLunSlots ? std::uint64_t{1} << scope.lun : 0;
-  }
+  const std::uint64_t luns = scope_of(request.slot->packet);
   channel_->begin_op();
   state_.channels.meet(
       *this, channel_->worker(),
@@ -587,7 +600,17 @@ void StorChannel::reset(StorRequest& request) {
       [this, &request, luns] { finish_reset(request, luns); });
 }
 
+// For another worker process: before a reset is in hand, and when what came before it has ended.
+void StorChannel::count_reset(std::uint64_t luns, bool begins) {
+  for (; luns != 0; luns &= luns - 1) {
+    // Relaxed: other channels count theirs, and who reads comes when all are dead.
+    std::atomic_ref(state_.record().resets[static_cast<std::size_t>(std::countr_zero(luns))])
+        .fetch_add(begins ? 1 : ~std::uint32_t{0}, std::memory_order_relaxed);
+  }
+}
+
 void StorChannel::finish_reset(StorRequest& request, std::uint64_t luns) {
+  count_reset(luns, false);
   if (!channel_->stopping()) {
     const bool one_lun = request.slot->packet.header.operation == Operation::kResetLun;
     for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {

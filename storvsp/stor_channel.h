@@ -48,6 +48,9 @@ struct ControllerState {
   // The primary channel's, which all channels write. Set by its worker before sub-channels open; the next
   // primary's comes when all have closed.
   std::shared_ptr<devices::RecoveryRegion> region;
+  // Bit n: LUN n was being reset when another worker process died. Set by the primary's worker as `region`
+  // is.
+  std::uint64_t resets_left = 0;
   StorRecord& record() const {
     return *reinterpret_cast<StorRecord*>(region->bytes().subspan(devices::Channel::kRecordBytes).data());
   }
@@ -154,6 +157,7 @@ class alignas(kCacheLineBytes) StorChannel final : public devices::ChannelHandle
                                   std::uint32_t length, bool writable);
   [[nodiscard]] std::span<ring::GpaSegment> segments_of(const StorRequest& request, std::uint32_t count);
   void record_lun(std::uint8_t lun);
+  void count_reset(std::uint64_t luns, bool begins);
   void reset(StorRequest& request);
   void finish_reset(StorRequest& request, std::uint64_t luns);
   void abort(std::uint64_t luns, const std::shared_ptr<Barrier>& barrier);

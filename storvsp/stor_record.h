@@ -83,9 +83,10 @@ struct alignas(64) StorRecord {
   std::uint32_t segments_max;
   SessionRecord session;
   std::uint32_t notice_due;  // bool, of a primary channel: the guest is to hear that LUNs came or went
-  // Of a primary channel: for all of the controller's.
+  // Of a primary channel, for all of the controller's:
   std::array<LunRecord, kLunSlots> luns;
   std::array<MediumRecord, kLunSlots> media;
+  std::array<std::uint32_t, kLunSlots> resets;  // of each LUN that are in hand, on whatever channel
 };
 
 }  // namespace vmbusd::storvsp

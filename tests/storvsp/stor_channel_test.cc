@@ -573,9 +573,14 @@ TEST_CASE("transfers of the largest size, scattered", "[storvsp]") {
 
 // A second channel of the controller, on a worker of its own.
 struct SubChannel : StorGuest {
-  explicit SubChannel(Controller& controller)
+  explicit SubChannel(Controller& controller, std::shared_ptr<devices::RecoveryRegion> region = nullptr,
+                      bool recovered = false)
       : StorGuest(std::make_unique<StorChannel>(controller.state, controller.state.ready_version.load()),
-                  {.incoming_pages = 4, .outgoing_pages = 4, .sub_channel_index = 1}) {}
+                  {.incoming_pages = 4,
+                   .outgoing_pages = 4,
+                   .sub_channel_index = 1,
+                   .region = std::move(region),
+                   .recovered = recovered}) {}
 };
 
 TEST_CASE("sub-channels serve at once and are asked for on the primary", "[storvsp]") {
@@ -639,6 +644,52 @@ TEST_CASE("a reset reaches the requests of every channel", "[storvsp]") {
     CHECK(!primary.try_receive().has_value());
     CHECK(good(sub_channel.receive().value()));
   }
+}
+
+// A channel's region as it stands now, for one whose rings are new.
+std::shared_ptr<devices::RecoveryRegion> left_by(StorGuest& guest) {
+  auto left = StorGuest::new_region();
+  guest.on_worker([&] {
+    const std::span<std::byte> from = guest.channel->shared_region()->bytes();
+    std::copy(from.begin(), from.begin() + (1 << 20), left->bytes().begin());
+  });
+  constexpr std::size_t kIndices = sizeof(devices::PublicationCounts);  // behind them
+  std::fill_n(left->bytes().begin() + kIndices, 4 * sizeof(std::uint32_t), std::byte{0});
+  return left;
+}
+
+TEST_CASE("what came before a reset is not done after it, though the process dies in between",
+          "[storvsp][recovery]") {
+  Controller died;
+  StorGuest primary(died.channel());
+  primary.negotiate();
+  SubChannel sub_channel(died);
+  died.disk->hold = died.disk->stubborn = true;
+  const vstor::SrbPacket write = StorGuest::srb(write10(0, 1), DataIn::kWrite, 512);
+  sub_channel.put(7, wire_bytes(write), {StorGuest::range(512)});
+  sub_channel.send();
+  while (died.disk->operations < 1) std::this_thread::yield();
+  primary.put(1, wire_bytes(reset_packet(Operation::kResetLun)));
+  primary.send();
+  while (primary.on_worker([&] { return primary.channel->in_flight(); }) == 0) std::this_thread::yield();
+  const auto primary_left = left_by(primary);
+  const auto sub_channel_left = left_by(sub_channel);
+  (void)sub_channel.on_worker([&] { return died.disk->release_held(), 0; });
+
+  Controller controller;
+  StorGuest next_primary(controller.channel(), {.region = primary_left, .recovered = true});
+  const std::optional<Completion> reset = next_primary.receive();
+  REQUIRE(reset.has_value());
+  CHECK(reset->id == 1);
+  CHECK(good(*reset));
+  SubChannel next_sub_channel(controller, sub_channel_left, true);
+  const std::optional<Completion> completion = next_sub_channel.receive();
+  REQUIRE(completion.has_value());
+  CHECK(completion->id == 7);
+  CHECK(aborted(*completion));
+  CHECK(controller.disk->operations == 0);
+  // The next reset is a reset like any other, and so is what comes after it.
+  CHECK(good(next_primary.call(wire_bytes(reset_packet(Operation::kResetLun)))));
 }
 
 // Commands of several operations.
