@@ -15,8 +15,8 @@
 
 namespace vmbusd::daemon {
 
-inline constexpr std::size_t kCommandBytesMax = 64 * 1024;  // a controller with all its disks takes a third
-inline constexpr std::size_t kCommandFdsMax = 250;          // the kernel's own bound is 253 (SCM_MAX_FD)
+inline constexpr std::size_t kCommandBytesMax = 128 * 1024;  // a controller with all its disks takes a third
+inline constexpr std::size_t kCommandFdsMax = 250;           // the kernel's own bound is 253 (SCM_MAX_FD)
 
 struct CommandDatagram {
   std::string text;

@@ -28,6 +28,7 @@ constexpr const char* kRemoveDisk = "remove-disk";
 constexpr const char* kGrowDisk = "grow-disk";
 constexpr const char* kLimitDisk = "limit-disk";
 constexpr const char* kChanged = "changed";
+constexpr const char* kConnectDisk = "connect-disk";
 constexpr const char* kStatus = "status";
 constexpr const char* kGuest = "guest";
 constexpr const char* kLogLevel = "log-level";
@@ -45,6 +46,7 @@ constexpr const char* kReady = "ready";
 constexpr const char* kConnectionEnded = "connection-ended";
 constexpr const char* kBackendLost = "backend-lost";
 constexpr const char* kChannel = "channel";
+constexpr const char* kConnectionWanted = "connection-wanted";
 
 // The descriptors beside a command, taken in the order in which its text mentions them.
 class FdQueue {
@@ -100,6 +102,24 @@ storvsp::DiskLimits read_limits(ObjectReader& object) {
   return limits;
 }
 
+storvsp::NbdConfig read_nbd(ObjectReader& object) {
+  storvsp::NbdConfig nbd;
+  nbd.export_name = object.text("export");
+  nbd.reconnect_delay_s = object.integer("reconnect_delay", 1, storvsp::kReconnectDelayMax);
+  nbd.found.size_bytes = object.integer64("size_bytes");
+  nbd.found.block_bytes = object.integer("block_bytes", 512, 4096);
+  nbd.found.preferred_bytes = object.integer("preferred_bytes", 1, UINT32_MAX);
+  nbd.found.transfer_bytes_max = object.integer("transfer_bytes_max", 4096, UINT32_MAX);
+  nbd.found.writable = object.boolean("writable");
+  nbd.found.rotational = object.boolean("rotational");
+  nbd.found.flushes = object.boolean("flushes");
+  nbd.found.fua = object.boolean("fua");
+  nbd.found.trims = object.boolean("trims");
+  nbd.found.zeroes = object.boolean("zeroes");
+  nbd.found.extents = object.boolean("extents");
+  return nbd;
+}
+
 storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   using Backend = storvsp::DiskConfig::Backend;
   storvsp::DiskConfig disk;
@@ -108,6 +128,11 @@ storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   disk.backend =
       static_cast<Backend>(object.integer("backend", 0, static_cast<std::uint32_t>(Backend::kNull)));
   if (disk.backend == Backend::kFile) disk.fd = fds.take();
+  if (disk.backend == Backend::kNbd) {
+    ObjectReader nbd = object.object("nbd");
+    disk.nbd = read_nbd(nbd);
+    if (!nbd.ok()) object.refuse();
+  }
   if (object.boolean("reservations")) disk.reservations = fds.take();
   disk.size_bytes = object.integer64("size_bytes");
   disk.limits = read_limits(object);
@@ -223,6 +248,13 @@ std::optional<Command> read_command(ObjectReader& object, FdQueue& fds) {
     if (!change) return std::nullopt;
     return ChangeDevicesCommand{id, *std::move(change)};
   }
+  if (what == kConnectDisk) {
+    ConnectDiskCommand command;
+    command.controller = object.text("controller");
+    command.lun = read_lun(object);
+    command.socket = fds.take();
+    return command;
+  }
   if (what == kStatus) {
     StatusCommand command;
     command.id = object.integer("id", 0, UINT32_MAX);
@@ -254,6 +286,12 @@ std::optional<Report> read_report(ObjectReader& object, FdQueue& fds) {
   if (what == kConnectionEnded) return ConnectionEndedReport{};
   if (what == kBackendLost) return BackendLostReport{object.text("nic")};
   if (what == kChannel) return ChannelReport{object.shown_text("device"), object.boolean("open")};
+  if (what == kConnectionWanted) {
+    ConnectionWantedReport report;
+    report.controller = object.text("controller");
+    report.lun = read_lun(object);
+    return report;
+  }
   if (what == kStatus) return StatusReport{object.integer("id", 0, UINT32_MAX)};
   if (what == kGuest) {
     const std::uint32_t id = object.integer("id", 0, UINT32_MAX);
@@ -272,6 +310,22 @@ std::optional<Report> read_report(ObjectReader& object, FdQueue& fds) {
   if (what == kTakeUp) return TakeUpReport{fds.take()};
   if (what == kStays) return StaysReport{};
   return std::nullopt;
+}
+
+Json write(const storvsp::NbdConfig& nbd) {
+  return {{"export", nbd.export_name},
+          {"reconnect_delay", nbd.reconnect_delay_s},
+          {"size_bytes", nbd.found.size_bytes},
+          {"block_bytes", nbd.found.block_bytes},
+          {"preferred_bytes", nbd.found.preferred_bytes},
+          {"transfer_bytes_max", nbd.found.transfer_bytes_max},
+          {"writable", nbd.found.writable},
+          {"rotational", nbd.found.rotational},
+          {"flushes", nbd.found.flushes},
+          {"fua", nbd.found.fua},
+          {"trims", nbd.found.trims},
+          {"zeroes", nbd.found.zeroes},
+          {"extents", nbd.found.extents}};
 }
 
 Json guid_or_null(const std::optional<Guid>& guid) {
@@ -308,6 +362,7 @@ Json write(const storvsp::DiskConfig& disk, std::vector<int>& fds) {
                {"revision", disk.revision},
                {"serial", disk.serial},
                {"identity", guid_or_null(disk.identity)}});
+  if (disk.backend == storvsp::DiskConfig::Backend::kNbd) json["nbd"] = write(disk.nbd);
   return json;
 }
 
@@ -463,6 +518,10 @@ EncodedCommand encode_change_nic(const std::string& nic, std::optional<bool> lin
           numbers_of(fds)};
 }
 
+EncodedCommand encode_connect_disk(const std::string& controller, std::uint8_t lun, int socket) {
+  return {dump({{kDo, kConnectDisk}, {"controller", controller}, {"lun", lun}}), {socket}};
+}
+
 EncodedCommand encode_status(std::uint32_t id, int file) {
   return {dump({{kDo, kStatus}, {"id", id}}), {file}};
 }
@@ -494,6 +553,11 @@ std::string encode(const Report& report) {
                  },
                  [](const ChannelReport& channel) {
                    return dump({{kReport, kChannel}, {"device", channel.device}, {"open", channel.open}});
+                 },
+                 [](const ConnectionWantedReport& wanted) {
+                   return dump({{kReport, kConnectionWanted},
+                                {"controller", wanted.controller},
+                                {"lun", wanted.lun}});
                  },
                  [](const StatusReport& status) {
                    return dump({{kReport, kStatus}, {"id", status.id}});

@@ -21,6 +21,8 @@
 //   ChangeNic + queue fds ----------->    at any time: its link, or what was opened in place of that
 //   ChangeDevices + fds  ------------>    at any time after Start: what comes, goes or changes
 //                        <------------    Changed: that is so, or not
+//                        <------------    ConnectionWanted: an NBD disk needs a connection, and has none
+//   ConnectDisk + 1 fd   ------------>    that it was asked for
 //                        <------------    ConnectionEnded: nothing of it is in use any more
 //   Status + 1 memfd     ------------>    at any time after Start
 //                        <------------    Status: the memfd holds a PartitionStatus
@@ -120,6 +122,13 @@ struct ChangeDevicesCommand {
   DeviceChange change;
 };
 
+// Gives an NBD disk a connection to its server.
+struct ConnectDiskCommand {
+  std::string controller;  // storvsp::ControllerConfig::name
+  std::uint8_t lun = 0;
+  UniqueFd socket;
+};
+
 // Asks how the partition is. The answer may be larger than a datagram, so a file carries it.
 struct StatusCommand {
   std::uint32_t id = 0;  // comes back in the report
@@ -151,8 +160,8 @@ struct StopCommand {
 
 using Command = std::variant<ConfigureCommand, SandboxConfig, RecoveryAreaCommand, integration::Config,
                              storvsp::ControllerConfig, netvsp::NicConfig, StartCommand, KeptFdCommand,
-                             ConnectionCommand, ChangeNicCommand, ChangeDevicesCommand, StatusCommand,
-                             GuestCommand, LogLevelCommand, LeaveCommand, StopCommand>;
+                             ConnectionCommand, ChangeNicCommand, ConnectDiskCommand, ChangeDevicesCommand,
+                             StatusCommand, GuestCommand, LogLevelCommand, LeaveCommand, StopCommand>;
 
 // A command ready to be sent; the descriptors stay their owner's.
 struct EncodedCommand {
@@ -172,6 +181,11 @@ struct BackendLostReport {
 struct ChannelReport {
   std::string device;  // without the partition's name
   bool open = false;
+};
+
+struct ConnectionWantedReport {
+  std::string controller;
+  std::uint8_t lun = 0;
 };
 
 struct StatusReport {
@@ -208,8 +222,8 @@ struct ChangedReport {
 };
 
 using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostReport, ChannelReport,
-                            StatusReport, GuestReport, ChangedReport, KeepFdReport, DropFdReport,
-                            TakenUpReport, TakeUpReport, StaysReport>;
+                            ConnectionWantedReport, StatusReport, GuestReport, ChangedReport, KeepFdReport,
+                            DropFdReport, TakenUpReport, TakeUpReport, StaysReport>;
 
 [[nodiscard]] EncodedCommand encode(const ConfigureCommand& command);
 [[nodiscard]] EncodedCommand encode(const SandboxConfig& sandbox);
@@ -234,6 +248,7 @@ using Report = std::variant<ReadyReport, ConnectionEndedReport, BackendLostRepor
 [[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const RemoveDisk& change);
 [[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const GrowDisk& change);
 [[nodiscard]] EncodedCommand encode_change(std::uint32_t id, const LimitDisk& change);
+[[nodiscard]] EncodedCommand encode_connect_disk(const std::string& controller, std::uint8_t lun, int socket);
 [[nodiscard]] EncodedCommand encode_status(std::uint32_t id, int file);
 [[nodiscard]] EncodedCommand encode(const GuestCommand& command);
 [[nodiscard]] EncodedCommand encode(const LogLevelCommand& command);

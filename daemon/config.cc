@@ -204,6 +204,7 @@ class TableReader {
     if (table_.get(key) == nullptr) refuse(key, fmt::format("is missing; accepted: {}", accepted));
   }
 
+  [[nodiscard]] bool has(std::string_view key) const { return table_.get(key) != nullptr; }
   std::optional<std::string> text(std::string_view key, std::string_view accepted) {
     return value<std::string>(key, accepted);
   }
@@ -499,10 +500,17 @@ class ConfigReader {
       luns.claim(table, "lun", std::to_string(*lun), fmt::format("LUN {}", *lun));
       disk.lun = static_cast<std::uint8_t>(*lun);
     }
-    disk.backend = table.word("backend", kBackends).value_or(storvsp::DiskConfig::Backend::kFile);
+    const auto unsaid = table.has("nbd") && !table.has("path") ? storvsp::DiskConfig::Backend::kNbd
+                                                               : storvsp::DiskConfig::Backend::kFile;
+    disk.backend = table.word("backend", kBackends).value_or(unsaid);
     if (disk.backend == storvsp::DiskConfig::Backend::kNull) {
       disk.size_bytes = read_null_size(table);
+    } else if (disk.backend == storvsp::DiskConfig::Backend::kNbd) {
+      read_nbd(table, image.nbd, disk.nbd);
     } else {
+      if (table.text("nbd", kNbdAddressAccepted)) {
+        table.refuse("nbd", "stands beside an image; accepted: one of path and nbd, or backend = \"nbd\"");
+      }
       table.require("path", "the path of a raw image or a block device");
       image.path = table.path("path", directory_, kPathBytesMax, "the path of a raw image or a block device")
                        .value_or("");
@@ -612,6 +620,18 @@ class ConfigReader {
     }
     macs_.claim(table, "mac", mac->to_string(), fmt::format("the MAC address {}", mac->to_string()));
     return mac;
+  }
+
+  static void read_nbd(TableReader& table, NbdAddress& address, storvsp::NbdConfig& nbd) {
+    table.require("nbd", kNbdAddressAccepted);
+    if (const auto uri = table.text("nbd", kNbdAddressAccepted)) {
+      const std::optional<NbdAddress> parsed = parse_nbd_address(*uri);
+      if (!parsed) table.refuse_value("nbd", in_quotes(*uri), kNbdAddressAccepted);
+      address = parsed.value_or(NbdAddress{});
+      nbd.export_name = address.export_name;
+    }
+    nbd.reconnect_delay_s =
+        table.integer("reconnect_delay", 1, storvsp::kReconnectDelayMax).value_or(nbd.reconnect_delay_s);
   }
 
   static storvsp::DiskLimits read_limits(TableReader& table) {

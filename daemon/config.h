@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "daemon/nbd_address.h"
 #include "daemon/sandbox.h"
 #include "devices/integration/integration.h"
 #include "netvsp/nic.h"
@@ -41,6 +42,7 @@ struct ImageConfig {
   std::string path;        // absolute; empty for a disk without an image
   DirectIo direct = DirectIo::kAuto;
   std::string reservations;  // absolute path of the file that keeps them; empty: none
+  NbdAddress nbd;            // DiskConfig::Backend::kNbd only
 };
 
 struct ScsiConfig {

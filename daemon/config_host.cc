@@ -85,7 +85,20 @@ class HostChecker {
     }
   }
 
+  // As for images; an export that goes by two names is not found.
+  void check_export(const ImageConfig& image, const storvsp::DiskConfig& disk) {
+    const NbdAddress& nbd = image.nbd;
+    const auto [first, fresh] = exports_.emplace(std::tuple(nbd.socket, nbd.host, nbd.port, nbd.export_name),
+                                                 FirstUse{image.line, disk.read_only});
+    if (fresh || (first->second.read_only && disk.read_only)) return;
+    add(image.line, "partition.scsi.disk.nbd",
+        fmt::format("is the export of the disk at line {} too; accepted: one disk per export, or readonly = "
+                    "true on all of them",
+                    first->second.line));
+  }
+
   void check_image(const ImageConfig& image, const storvsp::DiskConfig& disk) {
+    if (disk.backend == storvsp::DiskConfig::Backend::kNbd) check_export(image, disk);
     if (disk.backend != storvsp::DiskConfig::Backend::kFile) return;
     check_reservations(image);
     constexpr const char* kKey = "partition.scsi.disk.path";
@@ -121,6 +134,7 @@ class HostChecker {
 
   std::vector<ConfigProblem> problems_;
   std::map<Identity, FirstUse> images_;
+  std::map<std::tuple<std::string, std::string, std::string, std::string>, FirstUse> exports_;
 };
 
 }  // namespace

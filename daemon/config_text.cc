@@ -80,6 +80,9 @@ ConfigTable to_table(const storvsp::DiskConfig& disk, const ImageConfig& image) 
   if (disk.backend == storvsp::DiskConfig::Backend::kNull) {
     table["backend"] = written(kBackends, disk.backend);
     table["size"] = size_text(disk.size_bytes);
+  } else if (disk.backend == storvsp::DiskConfig::Backend::kNbd) {
+    table["nbd"] = image.nbd.uri;
+    set(table, "reconnect_delay", disk.nbd.reconnect_delay_s, unset.nbd.reconnect_delay_s);
   } else {
     table["path"] = image.path;
     if (image.direct != DirectIo::kAuto) table["direct"] = written(kDirectIoWords, image.direct);

@@ -24,8 +24,10 @@ constexpr Written written(const Words<Written, Meaning, Count>& words, Meaning m
   return {};
 }
 
-inline constexpr Words<std::string_view, storvsp::DiskConfig::Backend, 2> kBackends = {
-    {{"file", storvsp::DiskConfig::Backend::kFile}, {"null", storvsp::DiskConfig::Backend::kNull}}};
+inline constexpr Words<std::string_view, storvsp::DiskConfig::Backend, 3> kBackends = {
+    {{"file", storvsp::DiskConfig::Backend::kFile},
+     {"nbd", storvsp::DiskConfig::Backend::kNbd},
+     {"null", storvsp::DiskConfig::Backend::kNull}}};
 inline constexpr Words<std::string_view, DirectIo, 3> kDirectIoWords = {
     {{"auto", DirectIo::kAuto}, {"on", DirectIo::kOn}, {"off", DirectIo::kOff}}};
 inline constexpr Words<std::string_view, storvsp::CacheMode, 3> kCacheModes = {

@@ -25,6 +25,8 @@ class ObjectReader {
   explicit ObjectReader(const Json& json) : json_(json), ok_(json.is_object()) {}
 
   [[nodiscard]] bool ok() const { return ok_; }
+  // What was read makes no sense to the caller.
+  void refuse() { ok_ = false; }
   [[nodiscard]] std::string text(const char* key) {
     const Json* member = find(key);
     if (member != nullptr && member->is_string()) return member->get_ref<const std::string&>();

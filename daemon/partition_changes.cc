@@ -177,6 +177,15 @@ void PartitionSupervisor::erase_disk(const std::string& controller, std::uint8_t
   const auto index = static_cast<std::ptrdiff_t>(index_of(*scsi, lun));
   scsi->controller.disks.erase(scsi->controller.disks.begin() + index);
   scsi->images.erase(scsi->images.begin() + index);
+  drop_servers();
+}
+
+// Of disks that are there no more. A worker that still uses one has its own socket to it.
+void PartitionSupervisor::drop_servers() {
+  std::erase_if(servers_, [this](const auto& server) {
+    const storvsp::DiskConfig* const disk = find_disk(server.first.first, server.first.second);
+    return disk == nullptr || disk->backend != Backend::kNbd;
+  });
 }
 
 void PartitionSupervisor::add_disk(ScsiConfig added, Done done) {
@@ -226,6 +235,8 @@ void PartitionSupervisor::grow_disk(const std::string& controller, std::uint8_t 
   ScsiConfig* const scsi = controller_of(controller);
   if (scsi == nullptr || !has_lun(*scsi, lun)) return done(no_disk(controller, lun));
   storvsp::DiskConfig& disk = scsi->controller.disks[index_of(*scsi, lun)];
+  if (disk.backend == Backend::kNbd)
+    return done(fmt::format("{}/{} is as large as its NBD server's export", controller, lun));
   std::uint64_t size_now = size_bytes;
   if (disk.backend == Backend::kFile) {
     const Result<std::uint64_t> grown = grow_image(disk.fd.get(), size_bytes);
@@ -289,6 +300,7 @@ void PartitionSupervisor::remove_device(const std::string& device, Done done) {
   if (ScsiConfig* const scsi = controller_of(device); scsi != nullptr) {
     change.disks = std::move(scsi->controller.disks);
     std::erase_if(config_.scsi, [&](const ScsiConfig& each) { return each.controller.name == device; });
+    drop_servers();
   } else {
     const auto nic = std::find_if(nics_.begin(), nics_.end(),
                                   [&](const auto& each) { return each->nic().name == device; });

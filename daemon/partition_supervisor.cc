@@ -223,10 +223,30 @@ std::vector<std::string> PartitionSupervisor::open(bool restarted) {
 
 std::string PartitionSupervisor::open_disk(const ScsiConfig& scsi, std::size_t index,
                                            storvsp::DiskConfig& disk, bool restarted) {
-  if (disk.backend != storvsp::DiskConfig::Backend::kFile) return {};
+  using Backend = storvsp::DiskConfig::Backend;
   const LogScope log(fmt::format("{}/{}", config_.name, scsi.controller.name));
-  const std::string problem = open_disk_image(scsi.images[index], log, disk, restarted);
+  std::string problem;
+  if (disk.backend == Backend::kFile) problem = open_disk_image(scsi.images[index], log, disk, restarted);
+  if (disk.backend == Backend::kNbd) problem = open_export(scsi, index, disk);
   return problem.empty() ? problem : fmt::format("LUN {}: {}", disk.lun, problem);
+}
+
+std::string PartitionSupervisor::open_export(const ScsiConfig& scsi, std::size_t index,
+                                             storvsp::DiskConfig& disk) {
+  const std::string& controller = scsi.controller.name;
+  const LogScope log(fmt::format("{}/{} LUN {}", config_.name, controller, disk.lun));
+  auto keeper = std::make_unique<NbdKeeper>(context_, scsi.images[index].nbd, log.subject(),
+                                            [this, controller, lun = disk.lun](int socket) {
+                                              if (worker_)
+                                                worker_->send(encode_connect_disk(controller, lun, socket));
+                                            });
+  if (std::string problem = keeper->probe(disk.nbd.found); !problem.empty()) return problem;
+  if (const Result<void> checked = storvsp::check_disk(disk); !checked) return describe(checked.error());
+  if (!disk.nbd.found.flushes && !disk.read_only) {
+    log.warning("the NBD server has no flush: what is durable there, nobody knows");
+  }
+  servers_[{controller, disk.lun}] = std::move(keeper);
+  return {};
 }
 
 void PartitionSupervisor::listen_on(UniqueFd socket) {
@@ -353,6 +373,7 @@ void PartitionSupervisor::report(Report& report) {
                           note(channel.open ? EventKind::kChannelOpened : EventKind::kChannelClosed, "",
                                channel.device);
                         },
+                        [this](const ConnectionWantedReport& wanted) { connection_wanted(wanted); },
                         [this](const StatusReport& status) { status_ready(status); },
                         [this](const GuestReport& guest) { end_ask(guest.id, guest.problem); },
                         [this](const ChangedReport& changed) { end_change(changed.id, changed.problem); },
@@ -401,6 +422,11 @@ void PartitionSupervisor::backend_lost(const std::string& nic) {
   }
 }
 
+void PartitionSupervisor::connection_wanted(const ConnectionWantedReport& wanted) {
+  const auto found = servers_.find({wanted.controller, wanted.lun});
+  if (found != servers_.end()) found->second->wanted();
+}
+
 void PartitionSupervisor::hand_over_backend(const netvsp::NicConfig& nic) {
   note(EventKind::kBackendRestored, "", nic.name);
   // A worker that is yet to come gets it with the NIC.
@@ -410,6 +436,7 @@ void PartitionSupervisor::hand_over_backend(const netvsp::NicConfig& nic) {
 void PartitionSupervisor::worker_died(int wait_status) {
   const pid_t pid = worker_->pid();
   worker_.reset();
+  for (const auto& [disk, server] : servers_) server->worker_died();
   end_look(nullptr);
   while (!asked_.empty()) end_ask(asked_.begin()->first, "the partition's worker process died");
   end_changes();
@@ -485,12 +512,20 @@ void PartitionSupervisor::take_up_given() {
   retry_later();
 }
 
-// Once the kernel is done with what the dead process asked of the medium: a write of its must not come behind
+// Whether kernel and servers are done with what the dead process asked for.
+bool PartitionSupervisor::medium_returned() {
+  // Each is asked, as asking takes from it the answers that it still has.
+  bool servers = true;
+  for (const auto& [disk, server] : servers_) servers = server->ended() && servers;
+  return servers && images_returned();
+}
+
+// Once the medium is done with what the dead process asked for: a write of its must not come behind
 // one of the next process's, nor a read overwrite memory that the guest has put to other use. Where the
 // recovery area was another supervisor's, once its workers are gone too, for the same reason; it is ours
 // then.
 void PartitionSupervisor::take_up() {
-  if (images_returned() && devices::RecoveryArea::lock(recovery_file_.get())) return spawn();
+  if (medium_returned() && devices::RecoveryArea::lock(recovery_file_.get())) return spawn();
   if (std::chrono::steady_clock::now() - died_at_ >= kReturnTime) {
     log_.error(
         "after {} s a worker process before this one is still there, or the medium has not done what it was "
@@ -566,6 +601,7 @@ void PartitionSupervisor::stop(bool restart) {
   accept_pause_.cancel();
   retry_timer_.cancel();
   for (const auto& nic : nics_) nic->stop();
+  for (const auto& [disk, server] : servers_) server->stop();
   next_.reset();
   if (!worker_) {
     forget_connection();

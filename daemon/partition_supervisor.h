@@ -13,6 +13,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/fd.h"
@@ -20,6 +21,7 @@
 #include "daemon/config.h"
 #include "daemon/event_log.h"
 #include "daemon/lifetime.h"
+#include "daemon/nbd_keeper.h"
 #include "daemon/nic_keeper.h"
 #include "daemon/partition_status.h"
 #include "daemon/sandbox.h"
@@ -147,6 +149,9 @@ class PartitionSupervisor {
   void end_ask(std::uint32_t id, const std::string& problem);
   void backend_lost(const std::string& nic);
   void hand_over_backend(const netvsp::NicConfig& nic);
+  [[nodiscard]] std::string open_export(const ScsiConfig& scsi, std::size_t index, storvsp::DiskConfig& disk);
+  void connection_wanted(const ConnectionWantedReport& wanted);
+  [[nodiscard]] bool medium_returned();
   void worker_died(int wait_status);
   void end_upgrade(const std::string& problem);
   [[nodiscard]] bool can_be_taken_up();
@@ -158,6 +163,7 @@ class PartitionSupervisor {
   void forget_connection();
   void send_lending(EncodedCommand command, const std::string& subject);
   std::unique_ptr<NicKeeper> make_keeper(NicConfig nic);
+  // What is behind a disk. A sentence for the operator where it cannot be had, else empty.
   [[nodiscard]] std::string open_disk(const ScsiConfig& scsi, std::size_t index, storvsp::DiskConfig& disk,
                                       bool restarted = false);
   [[nodiscard]] bool images_returned() const;
@@ -171,6 +177,7 @@ class PartitionSupervisor {
   void await_return(std::vector<storvsp::DiskConfig> disks);
   [[nodiscard]] std::string name_conflict(const std::string& name, const std::optional<Guid>& instance) const;
   [[nodiscard]] ScsiConfig* controller_of(const std::string& name);
+  void drop_servers();
   void erase_disk(const std::string& controller, std::uint8_t lun);
   [[nodiscard]] Done logged(const std::string& what) const;
   void reload_controller(ScsiConfig wanted);
@@ -189,6 +196,8 @@ class PartitionSupervisor {
   Lifetime lifetime_;
   PartitionConfig config_;  // its NICs are with nics_
   std::vector<std::unique_ptr<NicKeeper>> nics_;
+  // Of NBD disks, by controller and LUN.
+  std::map<std::pair<std::string, std::uint8_t>, std::unique_ptr<NbdKeeper>> servers_;
   const SandboxConfig sandbox_;
   LogLevel log_level_;
   Events events_;

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/config_words.h"
 #include "devices/integration/integration.h"
 
 namespace vmbusd::daemon {
@@ -52,10 +53,11 @@ Json scsi_device(const ScsiConfig& scsi, const PartitionStatus* status) {
   Json disks = Json::array();
   for (std::size_t i = 0; i < scsi.images.size(); ++i) {
     const storvsp::DiskConfig& disk = scsi.controller.disks[i];
-    const bool file = disk.backend == storvsp::DiskConfig::Backend::kFile;
+    const ImageConfig& image = scsi.images[i];
     disks.push_back({{"lun", disk.lun},
-                     {"backend", file ? "file" : "null"},
-                     {"path", file ? Json(scsi.images[i].path) : Json(nullptr)},
+                     {"backend", written(kBackends, disk.backend)},
+                     {"path", image.path.empty() ? Json(nullptr) : Json(image.path)},
+                     {"nbd", image.nbd.uri.empty() ? Json(nullptr) : Json(image.nbd.uri)},
                      {"readonly", disk.read_only}});
   }
   Json device = {{"name", scsi.controller.name}, {"type", "scsi"}, {"disks", std::move(disks)}};

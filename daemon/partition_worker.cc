@@ -129,6 +129,7 @@ class PartitionWorker {
                             [this](ConnectionCommand&& connection) { connect(std::move(connection)); },
                             [this](ChangeNicCommand&& change) { this->change(std::move(change)); },
                             [this](ChangeDevicesCommand&& change) { this->change(std::move(change)); },
+                            [this](ConnectDiskCommand&& connection) { connect_disk(std::move(connection)); },
                             [this](StatusCommand&& status) { look(std::move(status)); },
                             [this](GuestCommand&& guest) { ask(guest); },
                             [](LogLevelCommand&& level) { log_set_level(level.level); },
@@ -174,6 +175,31 @@ class PartitionWorker {
     keep(name, make(std::move(controller)));
   }
 
+  // An NBD disk, whose sockets come later, one at a time.
+  void connect_to_server(const std::string& controller, storvsp::DiskConfig& disk) {
+    if (disk.backend != storvsp::DiskConfig::Backend::kNbd) return;
+    storvsp::NbdConnection::Options options;
+    options.export_name = disk.nbd.export_name;
+    options.expected = disk.nbd.found;
+    options.reconnect_delay = std::chrono::seconds(disk.nbd.reconnect_delay_s);
+    options.subject = fmt::format("{}/{} LUN {}", log().subject(), controller, disk.lun);
+    // Before the workers stop, every channel has, so nobody calls behind the control thread's end.
+    options.wanted = [this, controller, lun = disk.lun] {
+      control_.post([this, controller, lun] {
+        if (!stopping_) report(ConnectionWantedReport{controller, lun});
+      });
+    };
+    disk.nbd_connection = storvsp::NbdConnection::make(std::move(options));
+    servers_[{controller, disk.lun}] = disk.nbd_connection;
+  }
+
+  void connect_disk(ConnectDiskCommand command) {
+    const auto found = servers_.find({command.controller, command.lun});
+    // It may have gone meanwhile.
+    const auto connection = found == servers_.end() ? nullptr : found->second.lock();
+    if (connection != nullptr) connection->connect(std::move(command.socket));
+  }
+
   void add(netvsp::NicConfig nic) {
     const std::string name = nic.name;
     keep(name, make(std::move(nic)));
@@ -183,6 +209,7 @@ class PartitionWorker {
     const std::string name = controller.name;
     // More channels than threads would only spread interrupts.
     if (controller.channels == 0) controller.channels = static_cast<std::uint32_t>(io_workers_.size());
+    for (storvsp::DiskConfig& disk : controller.disks) connect_to_server(name, disk);
     auto made = storvsp::make_controller(std::move(controller));
     if (made) controllers_[name] = made->get();
     return made;
@@ -217,6 +244,7 @@ class PartitionWorker {
                           [&](RemoveDevice&& remove) { unplug(remove.device, done); },
                           [&](AddDisk&& add) {
                             done(with_controller(add.controller, [&](storvsp::Controller& controller) {
+                              connect_to_server(add.controller, add.disk);
                               return controller.add_disk(std::move(add.disk), threads());
                             }));
                           },
@@ -512,6 +540,8 @@ class PartitionWorker {
   std::unique_ptr<integration::Integration> integration_;
   std::map<std::string, netvsp::Nic*> nics_;  // of devices_, by their own names
   std::map<std::string, storvsp::Controller*> controllers_;
+  // Of devices_' disks, by controller and LUN.
+  std::map<std::pair<std::string, std::uint8_t>, std::weak_ptr<storvsp::NbdConnection>> servers_;
   std::vector<std::unique_ptr<io::Worker>> io_workers_;  // stopped before the devices go
   std::vector<io::Worker*> workers_;                     // io_workers_
   bool takes_turns_ = false;                             // the I/O workers, with the guest

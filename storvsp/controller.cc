@@ -8,6 +8,7 @@
 
 #include "storvsp/file_disk.h"
 #include "storvsp/kept_record.h"
+#include "storvsp/nbd_disk.h"
 #include "storvsp/null_disk.h"
 #include "storvsp/stor_channel.h"
 
@@ -30,6 +31,18 @@ bool printable(std::string_view text, std::size_t length_max) {
          std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
 }
 
+// An export as if it were a file.
+FileProbe probe_export(const NbdExport& found) {
+  FileProbe probe;
+  probe.size_bytes = found.size_bytes;
+  probe.logical_block_bytes = found.block_bytes;
+  probe.physical_block_bytes = found.preferred_bytes;
+  probe.writable = found.writable;
+  probe.rotational = found.rotational;
+  probe.discards = found.trims;  // what is left reads as anything
+  return probe;
+}
+
 Result<DiskPlan> plan_disk(const DiskConfig& disk) {
   if (disk.lun >= kMaxLuns) return fail(Errc::kConfig, "the LUN is out of range (0 to 63)");
   if (!printable(disk.vendor, 8) || !printable(disk.product, 16) || !printable(disk.revision, 4)) {
@@ -43,11 +56,14 @@ Result<DiskPlan> plan_disk(const DiskConfig& disk) {
   if (disk.backend == DiskConfig::Backend::kFile) {
     if (!disk.fd) return fail(Errc::kConfig, "the disk has no open file");
     VMBUSD_TRY(plan.probe, probe_file(disk.fd.get()));
-    if (!disk.read_only && !plan.probe.writable) {
-      return fail(Errc::kConfig, "the file or device cannot be written; make the disk read-only");
-    }
+  } else if (disk.backend == DiskConfig::Backend::kNbd) {
+    plan.probe = probe_export(disk.nbd.found);
   } else {
+    plan.probe.writable = true;
     plan.probe.size_bytes = disk.size_bytes;
+  }
+  if (!disk.read_only && !plan.probe.writable) {
+    return fail(Errc::kConfig, "the file, device or export cannot be written; make the disk read-only");
   }
 
   DiskGeometry& geometry = plan.geometry;
@@ -61,6 +77,10 @@ Result<DiskPlan> plan_disk(const DiskConfig& disk) {
     return fail(
         Errc::kConfig,
         "O_DIRECT needs larger blocks here; use a logical block size of 4096 or open without O_DIRECT");
+  }
+  if (disk.backend == DiskConfig::Backend::kNbd &&
+      geometry.logical_block_bytes < plan.probe.logical_block_bytes) {
+    return fail(Errc::kConfig, "the NBD server needs larger blocks; use a logical block size of 4096");
   }
   geometry.physical_block_bytes = disk.physical_block_bytes;
   if (geometry.physical_block_bytes == 0) {
@@ -277,6 +297,10 @@ class ScsiController final : public Controller {
     options.write_cache = disk.cache != CacheMode::kWritethrough;
     // The operator's promise, or the lack of one, is not the guest's to change.
     options.write_cache_changeable = disk.cache == CacheMode::kWriteback;
+    if (disk.backend == DiskConfig::Backend::kNbd && !disk.nbd.found.flushes) {
+      // Nobody could empty it.
+      options.write_cache = options.write_cache_changeable = false;
+    }
     options.keeps_reservations = static_cast<bool>(disk.reservations);
     options.incarnation = disk.incarnation;
 
@@ -293,6 +317,10 @@ class ScsiController final : public Controller {
     }
     if (disk.backend == DiskConfig::Backend::kNull) {
       in_use->disk = std::make_unique<NullDisk>(plan.geometry);
+    } else if (disk.backend == DiskConfig::Backend::kNbd) {
+      in_use->disk =
+          std::make_unique<NbdDisk>(std::move(disk.nbd_connection), plan.geometry,
+                                    NbdDisk::Options{max_transfer, disk.cache == CacheMode::kUnsafe});
     } else {
       in_use->disk =
           std::make_unique<FileDisk>(std::move(disk.fd), plan.probe, plan.geometry,

@@ -14,6 +14,7 @@
 #include "base/result.h"
 #include "devices/device.h"
 #include "storvsp/limited_disk.h"
+#include "storvsp/nbd_connection.h"
 
 namespace vmbusd::storvsp {
 
@@ -29,8 +30,17 @@ enum class CacheMode : std::uint8_t {
   kUnsafe,        // FLUSH and FUA cost nothing and promise nothing: data dies with the host
 };
 
+// An export of an NBD server.
+struct NbdConfig {
+  std::string export_name;
+  NbdExport found;  // what the server said of it first
+  // How long the guest's I/O waits for a server that is gone before it fails: 1..kReconnectDelayMax.
+  std::uint32_t reconnect_delay_s = 30;
+};
+inline constexpr std::uint32_t kReconnectDelayMax = 86'400;
+
 struct DiskConfig {
-  enum class Backend : std::uint8_t { kFile, kNull };
+  enum class Backend : std::uint8_t { kFile, kNbd, kNull };
 
   std::uint8_t lun = 0;  // < kMaxLuns, each once
   // Tells this disk from others that were at its LUN before, for a guest that is taken up; not 0.
@@ -39,7 +49,9 @@ struct DiskConfig {
   // kFile: raw file or block device, open for reading and, unless read_only, writing. O_DIRECT or not is the
   // opener's choice: it holds where the descriptor has it.
   UniqueFd fd;
-  std::uint64_t size_bytes = 0;  // kNull only: its capacity. kFile finds its own.
+  NbdConfig nbd;                                  // kNbd only
+  std::shared_ptr<NbdConnection> nbd_connection;  // kNbd only: made from that, for make_controller()
+  std::uint64_t size_bytes = 0;                   // kNull only: its capacity. The others find their own.
   // kFile only: open for reading and writing, the disk's alone, at first empty. Keeps persistent reservations
   // (APTPL); empty: they end with the worker process.
   UniqueFd reservations;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "daemon/command_socket.h"
+#include "daemon/nbd_address.h"
 #include "tests/catch.h"
 
 namespace vmbusd::daemon {
@@ -91,6 +92,41 @@ TEST_CASE("a full controller fits into one datagram", "[daemon]") {
   CHECK(last.identity == controller.disks.back().identity);
 }
 
+TEST_CASE("a full controller of NBD disks fits into one datagram", "[daemon]") {
+  storvsp::ControllerConfig controller;
+  controller.partition = std::string(64, 'p');
+  controller.name = std::string(64, 'n');
+  for (std::uint32_t lun = 0; lun < storvsp::kMaxLuns; ++lun) {
+    storvsp::DiskConfig& disk = controller.disks.emplace_back();
+    disk.lun = static_cast<std::uint8_t>(lun);
+    disk.backend = storvsp::DiskConfig::Backend::kNbd;
+    disk.limits = {100'000'000, std::uint64_t{1} << 50, 10'000};
+    disk.nbd.export_name = std::string(kExportNameBytesMax, '"');
+    disk.nbd.reconnect_delay_s = storvsp::kReconnectDelayMax;
+    disk.nbd.found.size_bytes = std::uint64_t{1} << 60;
+    disk.nbd.found.block_bytes = 4096;
+    disk.nbd.found.writable = disk.nbd.found.fua = disk.nbd.found.extents = true;
+    disk.vendor = std::string(8, '"');
+    disk.product = std::string(16, '"');
+    disk.revision = std::string(4, '"');
+    disk.serial = std::string(36, '"');
+    disk.identity = Guid::derive("c", std::to_string(lun));
+  }
+  const auto got = std::get<storvsp::ControllerConfig>(carried(encode(controller)).value());
+  REQUIRE(got.disks.size() == storvsp::kMaxLuns);
+  const storvsp::DiskConfig& last = got.disks.back();
+  CHECK(last.nbd.export_name == controller.disks.back().nbd.export_name);
+  CHECK(last.nbd.reconnect_delay_s == storvsp::kReconnectDelayMax);
+  CHECK(last.nbd.found == controller.disks.back().nbd.found);
+
+  const UniqueFd socket = some_fd();
+  const auto connect =
+      std::get<ConnectDiskCommand>(carried(encode_connect_disk("s", 63, socket.get())).value());
+  CHECK(connect.controller == "s");
+  CHECK(connect.lun == 63);
+  CHECK(connect.socket);
+}
+
 TEST_CASE("a NIC arrives with its queues", "[daemon]") {
   netvsp::NicConfig nic;
   nic.partition = "p";
@@ -158,6 +194,9 @@ TEST_CASE("reports arrive as they were sent", "[daemon]") {
   const auto channel = std::get<ChannelReport>(reported(ChannelReport{"scsi0\n", true}));
   CHECK(channel.device == "scsi0?");
   CHECK(channel.open);
+  const auto wanted = std::get<ConnectionWantedReport>(reported(ConnectionWantedReport{"scsi0", 63}));
+  CHECK(wanted.controller == "scsi0");
+  CHECK(wanted.lun == 63);
   const auto guest = std::get<GuestReport>(reported(GuestReport{7, "it refuses\x1b[2J"}));
   CHECK(guest.id == 7);
   CHECK(guest.problem == "it refuses?[2J");
@@ -179,6 +218,7 @@ TEST_CASE("anything else is no command and no report", "[daemon]") {
                            R"({"do":"connection"})",
                            R"({"report":"happy"})",
                            R"({"report":"backend-lost"})",
+                           R"({"report":"connection-wanted","controller":"scsi0","lun":64})",
                            R"({"report":"backend-lost","nic":1})",
                            R"({"report":"channel","device":"scsi0"})",
                            R"({"report":"channel","device":"scsi0","open":1})",

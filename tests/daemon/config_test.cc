@@ -345,7 +345,8 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        disk_with("read_only = true\n"),
        {"f.toml:9: partition.scsi.disk.read_only: unknown key (did you mean \"readonly\"?); accepted: "
         "backend, "
-        "block_size, burst, cache, direct, discard, identity, iops, lun, path, physical_block_size, poll, "
+        "block_size, burst, cache, direct, discard, identity, iops, lun, nbd, path, physical_block_size, "
+        "poll, "
         "product, "
         "rate, readonly, reservations, revision, serial, vendor"}},
       {"unknown word",
@@ -360,6 +361,25 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
        disk_with("cache = \"none\"\n"),
        {"f.toml:9: partition.scsi.disk.cache: \"none\" is not accepted; accepted: \"writeback\", "
         "\"writethrough\", \"unsafe\""}},
+      {"an export beside an image",
+       disk_with("nbd = \"nbd://localhost/e\"\n"),
+       {"f.toml:9: partition.scsi.disk.nbd: stands beside an image; accepted: one of path and nbd, or "
+        "backend = \"nbd\""}},
+      {"an export over TLS",
+       partition_with("[[partition.scsi]]\nname = \"s\"\n[[partition.scsi.disk]]\nlun = 0\n"
+                      "nbd = \"nbds://host/e\"\n"),
+       {"f.toml:8: partition.scsi.disk.nbd: \"nbds://host/e\" is not accepted; accepted: "
+        "\"nbd+unix:///EXPORT?socket=/PATH\" or \"nbd://HOST:PORT/EXPORT\""}},
+      {"no export",
+       partition_with("[[partition.scsi]]\nname = \"s\"\n[[partition.scsi.disk]]\nlun = 0\n"
+                      "backend = \"nbd\"\n"),
+       {"f.toml:6: partition.scsi.disk.nbd: is missing; accepted: "
+        "\"nbd+unix:///EXPORT?socket=/PATH\" or \"nbd://HOST:PORT/EXPORT\""}},
+      {"no time to reconnect",
+       partition_with("[[partition.scsi]]\nname = \"s\"\n[[partition.scsi.disk]]\nlun = 0\n"
+                      "nbd = \"nbd://host/e\"\nreconnect_delay = 0\n"),
+       {"f.toml:9: partition.scsi.disk.reconnect_delay: 0 is not accepted; accepted: an integer from 1 to "
+        "86400"}},
       {"no operations",
        disk_with("iops = 0\n"),
        {"f.toml:9: partition.scsi.disk.iops: 0 is not accepted; accepted: an integer from 1 to 100000000"}},
@@ -390,7 +410,7 @@ TEST_CASE("each mistake is told with file, line, key and what is accepted", "[da
         "direct, "
         "discard, "
         "identity, iops, "
-        "lun, path, physical_block_size, poll, product, rate, readonly, reservations, revision, serial, "
+        "lun, nbd, path, physical_block_size, poll, product, rate, readonly, reservations, revision, serial, "
         "vendor"}},
       {"size of nothing",
        partition_with(

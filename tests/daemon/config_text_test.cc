@@ -55,6 +55,11 @@ serial = "A\\1"
 identity = "6ba7b811-9dad-11d1-80b4-00c04fd430c8"
 
 [[partition.scsi.disk]]
+lun = 1
+nbd = "nbd+unix:///a%20b?socket=/run/%25.sock"
+reconnect_delay = 120
+
+[[partition.scsi.disk]]
 lun = 63
 backend = "null"
 size = "3T"

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tests/daemon/verified_guest.h"
+#include "tests/storvsp/nbd_server.h"
 
 namespace vmbusd::daemon {
 namespace {
@@ -23,10 +24,11 @@ int kills_wanted() {
 constexpr milliseconds kBetweenKillsMin{520};
 constexpr milliseconds kBetweenKillsMax{720};
 
-TEST_CASE("a worker that is killed under verified I/O costs the guest a pause", "[daemon][recovery]") {
+// `beside` is called with each kill.
+template <typename Beside>
+void kill_under_verified_io(const DiskHost& host, const std::string& config, Beside beside) {
   constexpr std::uint32_t kDepth = 32;
-  const DiskHost host;
-  RunningDaemon daemon(host.directory(), host.config());
+  RunningDaemon daemon(host.directory(), config);
   REQUIRE(daemon.wait_until_ready());
   std::string error_text;
   const auto child =
@@ -44,6 +46,7 @@ TEST_CASE("a worker that is killed under verified I/O costs the guest a pause", 
       worker = daemon.worker_pid(worker);
       REQUIRE(worker > 0);
       REQUIRE(::kill(worker, SIGKILL) == 0);
+      beside(killed);
       ++killed;
       next_kill = guest::Clock::now() + milliseconds(std::uniform_int_distribution<>(
                                             kBetweenKillsMin.count(), kBetweenKillsMax.count())(random));
@@ -63,6 +66,23 @@ TEST_CASE("a worker that is killed under verified I/O costs the guest a pause", 
   guest::StorClient again(*driver.channel, kDepth);
   must(again.initialize());
   must(guest::Disk(again).ready());
+}
+
+TEST_CASE("a worker that is killed under verified I/O costs the guest a pause", "[daemon][recovery]") {
+  const DiskHost host;
+  kill_under_verified_io(host, host.config(), [](int) {});
+}
+
+TEST_CASE("a worker that is killed under verified I/O on an NBD server costs the guest a pause",
+          "[daemon][recovery][nbd]") {
+  const DiskHost host;
+  NbdServer server({"file", host.image()});
+  kill_under_verified_io(host, host.config("nbd = 'nbd+unix:///?socket=" + server.socket() + "'"),
+                         [&](int killed) {
+                           if (killed % 3 != 1) return;
+                           server.kill();
+                           server.start();
+                         });
 }
 
 TEST_CASE("a worker that is killed under traffic costs the guest frames and nothing else",

@@ -167,9 +167,11 @@ class DiskHost {
  public:
   DiskHost() { std::ofstream(directory_.path("d.img")) << std::string(guest::kImageBytes, 'i'); }
 
-  [[nodiscard]] std::string config() const {
+  // `disk`: what is behind it.
+  [[nodiscard]] static std::string config(const std::string& disk = "path = 'd.img'") {
     return "[[partition]]\nname = 'demo'\nsocket = 'demo.sock'\nio_threads = 2\n[[partition.scsi]]\nname = "
-           "'scsi0'\nchannels = 2\n[[partition.scsi.disk]]\nlun = 0\npath = 'd.img'\n";
+           "'scsi0'\nchannels = 2\n[[partition.scsi.disk]]\nlun = 0\n" +
+           disk + "\n";
   }
   [[nodiscard]] const TemporaryDirectory& directory() const { return directory_; }
   [[nodiscard]] std::string image() const { return directory_.path("d.img"); }
