@@ -45,7 +45,7 @@ def job_script(jobs, variables):
 
 @dataclasses.dataclass(frozen=True)
 class Disk:
-    path: pathlib.Path
+    path: pathlib.Path | str  # or the URI of an NBD server
     serial: str
     readonly: bool = False
     vendor: str = "VMBUSD"
@@ -53,10 +53,11 @@ class Disk:
     options: str = ""  # further keys, as TOML
 
     def toml(self, lun):
+        key = "nbd" if str(self.path).startswith("nbd") else "path"
         return (
             "    [[partition.scsi.disk]]\n"
             f"    lun = {lun}\n"
-            f'    path = "{self.path}"\n'
+            f'    {key} = "{self.path}"\n'
             f'    vendor = "{self.vendor}"\n'
             f'    product = "{self.product}"\n'
             f'    serial = "{self.serial}"\n'

@@ -286,6 +286,43 @@ def sg3_utils(session):
     return {"tried": guest.last("tried"), **{outcome: sorted(names) for outcome, names in outcomes.items()}}
 
 
+def nbd(session):
+    """Disks on NBD servers: errors and delays of one arrive as such and on no other; a server that is killed and comes back costs a pause."""
+
+    def serve(log, socket, *arguments):
+        path = session.files / socket
+        path.unlink(missing_ok=True)
+        server = session.start(log, "nbdkit", "--foreground", "--unix", path, *arguments)
+        end = time.monotonic() + 20
+        while not path.exists():
+            check(server.poll() is None and time.monotonic() < end, f"nbdkit does not serve {path}: see {log}.log")
+            time.sleep(0.05)
+        return server, f"nbd+unix:///?socket={path}"
+
+    _, bad = serve("nbdkit-bad", "bad.sock", "--filter=error", "--filter=delay", "memory", "16M", "error=EIO", "error-rate=1%",
+                   "rdelay=200ms", "wdelay=200ms")  # fmt: skip
+    image = session.image("killed.img", 32)
+    server, killed = serve("nbdkit-1", "killed.sock", "file", image)
+    disks = [Disk(bad, "BAD-1"), Disk(session.image("good.img", 64), "GOOD-1"), Disk(killed, "KILLED-1")]
+    session.start_daemon({"demo": disks}, scsi="channels = 2")
+    guest = session.start_guest("demo", "nbd", cpus=2, BAD="BAD-1", GOOD="GOOD-1", KILLED="KILLED-1")
+    guest.wait_for("round", 240)
+    time.sleep(5)
+    server.kill()
+    server.wait()
+    session.wait_for_log("lost the NBD server")
+    time.sleep(5)
+    check(len(guest.said["round"]) == 1, "fio was done before the server came back")
+    serve("nbdkit-2", "killed.sock", "file", image)
+    back = session.wait_for_log("the NBD server is there again").split("again ")[-1]
+    guest.finish(240)
+    check("first_error=5/" in guest.last("bad"), f"errors of the faulty disk: {guest.last('bad')}")
+    check(int(guest.last("medium-errors")) > 0, "the faulty disk's errors are no medium errors")
+    check(guest.last("other-errors") == "0", f"other disks have errors: {' | '.join(guest.said.get('log', []))}")
+    check(guest.last("killed-errors") == "0", "the server's absence reached the guest as an error")
+    return {"bad": guest.last("bad"), "server back": back}
+
+
 def vmm_killed(session):
     """SIGKILL of one guest's VMM under I/O: its neighbour sees no error, and the partition takes a new guest."""
     disks = {name: Disk(session.image(f"{name}.img", 64), f"{name.upper()}-1") for name in ("victim", "neighbour")}
@@ -733,6 +770,7 @@ SCENARIOS = {
     "reboot": reboot,
     "read-only": read_only,
     "host-write-error": host_write_error,
+    "nbd": nbd,
     "thin-disk": thin_disk,
     "sg3-utils": sg3_utils,
     "vmm-killed": vmm_killed,
