@@ -108,7 +108,7 @@ struct Fixture {
     std::future<int> done = request.done.get_future();
     submit(request, io, std::move(pieces), queue);
     const int error = done.get();
-    extent = request.extent;
+    if (io.op == DiskOp::kMap) extent = request.extent;
     return error;
   }
   int read(std::uint64_t offset, std::vector<std::byte>& to, std::size_t queue = 0) {
