@@ -124,7 +124,7 @@ storvsp::DiskConfig read_disk(ObjectReader& object, FdQueue& fds) {
   using Backend = storvsp::DiskConfig::Backend;
   storvsp::DiskConfig disk;
   disk.lun = read_lun(object);
-  disk.incarnation = object.integer("incarnation", 1, UINT32_MAX);
+  disk.incarnation = object.integer64("incarnation");
   disk.backend =
       static_cast<Backend>(object.integer("backend", 0, static_cast<std::uint32_t>(Backend::kNull)));
   if (disk.backend == Backend::kFile) disk.fd = fds.take();
@@ -156,7 +156,7 @@ storvsp::ControllerConfig read_controller(ObjectReader& object, FdQueue& fds) {
   controller.partition = object.text("partition");
   controller.name = object.text("name");
   controller.instance = object.guid("instance");
-  controller.incarnation = object.integer("incarnation", 1, UINT32_MAX);
+  controller.incarnation = object.integer64("incarnation");
   controller.max_transfer_bytes = object.integer("max_transfer_bytes", 4096, storvsp::kMaxTransferBytes);
   controller.channels = object.integer("channels", 0, storvsp::kMaxChannels);
   object.array("disks", storvsp::kMaxLuns,
@@ -176,7 +176,7 @@ netvsp::NicConfig read_nic(ObjectReader& object, FdQueue& fds) {
   nic.partition = object.text("partition");
   nic.name = object.text("name");
   nic.instance = object.guid("instance");
-  nic.incarnation = object.integer("incarnation", 1, UINT32_MAX);
+  nic.incarnation = object.integer64("incarnation");
   nic.mac = object.mac("mac");
   nic.mtu = object.integer("mtu", netvsp::kMtuMin, netvsp::kMtuMax);
   nic.backend =

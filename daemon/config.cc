@@ -377,9 +377,9 @@ class Uniqueness {
   std::map<std::string, std::uint32_t> first_lines_;
 };
 
-// Without tables of its own. Whatever the texts hold.
+// Without tables of its own and what changes in place. Whatever the texts hold.
 std::string definition_of(ConfigTable table) {
-  for (const char* const tables : {"scsi", "nic", "disk"}) table.erase(tables);
+  for (const char* const apart : {"scsi", "nic", "disk", "iops", "rate", "burst"}) table.erase(apart);
   return table.dump(-1, ' ', false, ConfigTable::error_handler_t::replace);
 }
 
@@ -815,6 +815,13 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
   const std::size_t shift = 10 * (suffix + 1);
   if (count == 0 || count > kDiskBytesMax >> shift) return std::nullopt;
   return count << shift;
+}
+
+// FNV-1a.
+std::uint64_t incarnation_of(std::string_view text) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return hash == 0 ? 1 : hash;
 }
 
 std::string format_problem(std::string_view file, const ConfigProblem& problem) {

@@ -37,7 +37,8 @@ enum class DirectIo : std::uint8_t {
 // What is behind one disk.
 struct ImageConfig {
   std::uint32_t line = 0;  // where its table begins in the file, for problems that show later; so below
-  std::string definition;  // what its table says, as JSON: equal where nothing has changed; so below
+  std::string definition;  // what its table says, as JSON, without its limits: equal where nothing else has
+                           // changed; so below
   bool plugged = false;    // it came at run time, and no file has it; so below
   std::string path;        // absolute; empty for a disk without an image
   DirectIo direct = DirectIo::kAuto;
@@ -121,6 +122,8 @@ struct ParsedConfig {
 // What can change of a disk while its guest uses it: `json` has some of the keys iops, rate and burst; those
 // it has not keep their value in `limits`. iops = 0 and rate = 0 take a limit away.
 [[nodiscard]] std::vector<ConfigProblem> parse_limits(std::string_view json, storvsp::DiskLimits& limits);
+// A number for what a device is, of its definition and what else tells it from others; never 0.
+[[nodiscard]] std::uint64_t incarnation_of(std::string_view text);
 // "10G" as bytes; empty where it is none or out of bounds.
 [[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text);
 

@@ -206,6 +206,13 @@ off_t lent_byte(std::uint32_t number) {
 }
 }  // namespace
 
+std::string image_identity(int image) {
+  struct stat status {};
+  if (::fstat(image, &status) != 0) return {};
+  if (S_ISBLK(status.st_mode)) return fmt::format(" device {}", status.st_rdev);
+  return fmt::format(" file {} {}", status.st_dev, status.st_ino);
+}
+
 Result<UniqueFd> lend_image(int image, std::uint32_t number) {
   const int flags = ::fcntl(image, F_GETFL);
   UniqueFd lent(

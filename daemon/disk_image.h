@@ -21,6 +21,9 @@ namespace vmbusd::daemon {
 [[nodiscard]] std::string open_disk_image(const ImageConfig& image, const LogScope& log,
                                           storvsp::DiskConfig& disk, bool restarted = false);
 
+// What tells the file or device from every other of this host.
+[[nodiscard]] std::string image_identity(int image);
+
 // A worker's own access to an image: an open file description that holds a lock of this number until the
 // kernel is done with all that the worker asked it for, which a read or write in flight can be long after the
 // worker's death. `image` stays the supervisor's. Errc::kOs where the file cannot be opened once more or

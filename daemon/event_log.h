@@ -30,14 +30,18 @@ enum class EventKind : std::uint8_t {
   kBackendLost,
   kBackendRestored,
   kLinkSwitched,  // by the operator
+  kDeviceAdded,   // at run time; a disk is a device "scsi0/5" here and below
+  kDeviceRemoved,
+  kDeviceResized,
   kLimitReached,
   kEventsDropped,  // one partition's, for there were too many in a second
 };
 
-inline constexpr std::array<std::string_view, 15> kEventNames = {
+inline constexpr std::array<std::string_view, 18> kEventNames = {
     "partition-added", "partition-removed", "vmm-attached",   "vmm-detached",   "vmm-refused",
     "worker-serving",  "worker-died",       "guest-taken-up", "channel-opened", "channel-closed",
-    "backend-lost",    "backend-restored",  "link-switched",  "limit-reached",  "events-dropped"};
+    "backend-lost",    "backend-restored",  "link-switched",  "device-added",   "device-removed",
+    "device-resized",  "limit-reached",     "events-dropped"};
 
 struct Event {
   std::uint64_t number = 0;  // from 1, one after another

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "daemon/disk_image.h"
-#include "daemon/object_reader.h"
 #include "daemon/partition_supervisor.h"
 
 namespace vmbusd::daemon {
@@ -45,14 +44,6 @@ const Device* find_named(const std::vector<Device>& devices, const std::string& 
   const auto found = std::find_if(devices.begin(), devices.end(),
                                   [&](const Device& device) { return name_of(device) == name; });
   return found == devices.end() ? nullptr : &*found;
-}
-
-// What a disk's table says beside what can change while the disk is in use.
-std::string without_limits(const std::string& definition) {
-  Json json = Json::parse(definition, nullptr, false);
-  if (!json.is_object()) return definition;
-  for (const char* const key : {"iops", "rate", "burst"}) json.erase(key);
-  return dump(json);
 }
 
 // Takes a disk out of a controller's configuration.
@@ -153,7 +144,9 @@ void PartitionSupervisor::end_changes() {
 std::string PartitionSupervisor::name_conflict(const std::string& name,
                                                const std::optional<Guid>& instance) const {
   if (state_ == State::kStopping || state_ == State::kStopped) return "the partition stops";
-  if (config_.scsi.size() + nics_.size() >= 2 * kDevicesMax) return "there are too many devices already";
+  if (config_.scsi.size() >= kDevicesMax || nics_.size() >= kDevicesMax) {
+    return fmt::format("there are {} of these devices already", kDevicesMax);
+  }
   const auto taken = [&](const std::string& other, const std::optional<Guid>& other_instance) {
     if (other == name) return fmt::format("there is a device {} already", name);
     if (instance && instance == other_instance) return fmt::format("the instance is that of {}", other);
@@ -197,7 +190,6 @@ void PartitionSupervisor::add_disk(ScsiConfig added, Done done) {
   if (scsi == nullptr) return done(no_controller(name));
   if (has_lun(*scsi, lun)) return done(fmt::format("there is a disk {}/{} already", name, lun));
   if (const std::string problem = open_disk(added, 0, disk); !problem.empty()) return done(problem);
-  disk.incarnation = next_incarnation_++;
   scsi->controller.disks.push_back(std::move(disk));
   scsi->images.push_back(std::move(added.images.front()));
   if (const std::string problem = too_much(); !problem.empty()) {
@@ -205,6 +197,7 @@ void PartitionSupervisor::add_disk(ScsiConfig added, Done done) {
     return done(problem);
   }
   log_.info("{}: LUN {} added", name, lun);
+  note(EventKind::kDeviceAdded, "", fmt::format("{}/{}", name, lun));
   Change change{std::move(done)};
   change.undo = [this, name, lun] { erase_disk(name, lun); };
   this->change(encode_change(++change_id_, name, scsi->controller.disks.back()), true, std::move(change));
@@ -214,6 +207,7 @@ void PartitionSupervisor::remove_disk(const std::string& controller, std::uint8_
   ScsiConfig* const scsi = controller_of(controller);
   if (scsi == nullptr || !has_lun(*scsi, lun)) return done(no_disk(controller, lun));
   log_.info("{}: LUN {} removed", controller, lun);
+  note(EventKind::kDeviceRemoved, "", fmt::format("{}/{}", controller, lun));
   Change change{std::move(done)};
   change.disks.push_back(std::move(scsi->controller.disks[index_of(*scsi, lun)]));
   change.disks.back().lun = lun;
@@ -247,6 +241,7 @@ void PartitionSupervisor::grow_disk(const std::string& controller, std::uint8_t 
     disk.size_bytes = size_bytes;
   }
   log_.info("{}: LUN {} has {} bytes", controller, lun, size_now);
+  note(EventKind::kDeviceResized, fmt::format("{} bytes", size_now), fmt::format("{}/{}", controller, lun));
   this->change(encode_change(++change_id_, GrowDisk{controller, lun, size_now}), false,
                Change{std::move(done)});
 }
@@ -261,13 +256,14 @@ void PartitionSupervisor::add_controller(ScsiConfig added, Done done) {
     if (const std::string problem = open_disk(added, i, added.controller.disks[i]); !problem.empty())
       return done(problem);
   }
-  added.controller.incarnation = next_incarnation_++;
+  added.controller.incarnation = incarnation_of(added.definition);
   config_.scsi.push_back(std::move(added));
   if (const std::string problem = too_much(); !problem.empty()) {
     config_.scsi.pop_back();
     return done(problem);
   }
   log_.info("controller {} added", name);
+  note(EventKind::kDeviceAdded, "", name);
   Change change{std::move(done)};
   change.undo = [this, name] {
     std::erase_if(config_.scsi, [&](const ScsiConfig& scsi) { return scsi.controller.name == name; });
@@ -278,7 +274,6 @@ void PartitionSupervisor::add_controller(ScsiConfig added, Done done) {
 void PartitionSupervisor::add_nic(NicConfig added, Done done) {
   const std::string name = added.nic.name;
   if (std::string problem = name_conflict(name, added.nic.instance); !problem.empty()) return done(problem);
-  added.nic.incarnation = next_incarnation_++;
   nics_.push_back(make_keeper(std::move(added)));
   std::string problem = nics_.back()->open();
   if (problem.empty()) problem = too_much();
@@ -288,6 +283,7 @@ void PartitionSupervisor::add_nic(NicConfig added, Done done) {
     return done(problem);
   }
   log_.info("NIC {} added", name);
+  note(EventKind::kDeviceAdded, "", name);
   Change change{std::move(done)};
   change.undo = [this, name] {
     std::erase_if(nics_, [&](const auto& nic) { return nic->nic().name == name; });
@@ -311,6 +307,7 @@ void PartitionSupervisor::remove_device(const std::string& device, Done done) {
     links_off_.erase(device);
   }
   log_.info("{} removed", device);
+  note(EventKind::kDeviceRemoved, "", device);
   this->change(encode_change(++change_id_, RemoveDevice{device}), false, std::move(change));
 }
 
@@ -366,16 +363,13 @@ void PartitionSupervisor::reload_disk(ScsiConfig wanted) {
   ScsiConfig* const scsi = controller_of(name);
   if (!has_lun(*scsi, lun)) return add_disk(std::move(wanted), logged(subject));
   ImageConfig& now = scsi->images[index_of(*scsi, lun)];
-  const std::string& definition = wanted.images.front().definition;
-  if (now.definition == definition) {
+  if (now.definition == wanted.images.front().definition) {
     now.plugged = false;
+    const storvsp::DiskLimits& limits = wanted.controller.disks.front().limits;
+    if (find_disk(name, lun)->limits != limits) limit_disk(name, lun, limits, logged(subject));
     return;
   }
   if (now.plugged) return logged(subject)(kPluggedOtherwise);
-  if (without_limits(now.definition) == without_limits(definition)) {
-    now.definition = definition;
-    return limit_disk(name, lun, wanted.controller.disks.front().limits, logged(subject));
-  }
   const auto added = std::make_shared<ScsiConfig>(std::move(wanted));
   remove_disk(name, lun, [this, subject, added](const std::string& problem) {
     if (!problem.empty()) return logged(subject)(problem);

@@ -180,6 +180,7 @@ PartitionSupervisor::PartitionSupervisor(boost::asio::io_context& context, Parti
 
 std::unique_ptr<NicKeeper> PartitionSupervisor::make_keeper(NicConfig nic) {
   const std::string name = nic.nic.name;
+  nic.nic.incarnation = incarnation_of(nic.definition);
   return std::make_unique<NicKeeper>(context_, config_.name, std::move(nic), [this, name] {
     for (const auto& each : nics_) {
       if (each->nic().name == name) hand_over_backend(each->nic());
@@ -199,6 +200,7 @@ std::vector<std::string> PartitionSupervisor::open(bool restarted) {
     problems.push_back(fmt::format("{}: {}", subject, text));
   };
   for (ScsiConfig& scsi : config_.scsi) {
+    scsi.controller.incarnation = incarnation_of(scsi.definition);
     for (std::size_t i = 0; i < scsi.images.size(); ++i) {
       const std::string problem = open_disk(scsi, i, scsi.controller.disks[i], restarted);
       if (!problem.empty()) complain(fmt::format("{}/{}", config_.name, scsi.controller.name), problem);
@@ -224,11 +226,17 @@ std::vector<std::string> PartitionSupervisor::open(bool restarted) {
 std::string PartitionSupervisor::open_disk(const ScsiConfig& scsi, std::size_t index,
                                            storvsp::DiskConfig& disk, bool restarted) {
   using Backend = storvsp::DiskConfig::Backend;
+  const std::string& definition = scsi.images[index].definition;
+  disk.incarnation = incarnation_of(definition);
   const LogScope log(fmt::format("{}/{}", config_.name, scsi.controller.name));
   std::string problem;
   if (disk.backend == Backend::kFile) problem = open_disk_image(scsi.images[index], log, disk, restarted);
   if (disk.backend == Backend::kNbd) problem = open_export(scsi, index, disk);
-  return problem.empty() ? problem : fmt::format("LUN {}: {}", disk.lun, problem);
+  if (!problem.empty()) return fmt::format("LUN {}: {}", disk.lun, problem);
+  // Another file of the same name is another disk.
+  if (disk.backend == Backend::kFile)
+    disk.incarnation = incarnation_of(definition + image_identity(disk.fd.get()));
+  return {};
 }
 
 std::string PartitionSupervisor::open_export(const ScsiConfig& scsi, std::size_t index,

@@ -235,8 +235,7 @@ class PartitionSupervisor {
 
   std::map<std::uint32_t, Change> changes_;  // of the devices, by the command's id
   std::uint32_t change_id_ = 0;
-  std::uint32_t next_incarnation_ = 2;  // of devices and disks that come at run time
-  std::uint64_t granted_bytes_ = 0;     // the worker's bound
+  std::uint64_t granted_bytes_ = 0;  // the worker's bound
   bool granted_polling_ = false;
 
   std::string program_;                                       // of the next worker process

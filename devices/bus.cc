@@ -27,8 +27,8 @@ static_assert(WireStruct<SavedBus>);
 struct SavedOffer {
   Guid interface_type;
   Guid instance;
+  std::uint64_t incarnation;  // Device's
   vmbus::Relid relid;
-  std::uint32_t incarnation;  // Device's
   std::uint32_t sub_channel_index;
 };
 static_assert(WireStruct<SavedOffer>);
@@ -560,7 +560,7 @@ void Bus::save(SerialWriter& out) const {
   attach_.save(out);
   out.put(SavedBus{identity_of(config_.name), offered_.size()});
   for (const auto& [relid, offered] : offered_) {
-    out.put(SavedOffer{offered.interface_type, offered.instance, relid, offered.incarnation,
+    out.put(SavedOffer{offered.interface_type, offered.instance, offered.incarnation, relid,
                        offered.sub_channel_index});
   }
   server_->save(out);

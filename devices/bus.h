@@ -116,7 +116,7 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
     Device* device;  // nullptr: it is gone, and the guest has not let go of the channel
     Guid interface_type;
     Guid instance;
-    std::uint32_t incarnation;
+    std::uint64_t incarnation;
     std::uint32_t sub_channel_index;
   };
   struct Removal {

@@ -39,7 +39,7 @@ class Device {
   // "guest1/scsi0"
   [[nodiscard]] virtual const std::string& name() const = 0;
   // Tells it from devices of the same instance that were there before it, for a guest that is taken up.
-  [[nodiscard]] virtual std::uint32_t incarnation() const { return 1; }
+  [[nodiscard]] virtual std::uint64_t incarnation() const { return 1; }
   // What to offer for the primary channel; sub-channels are offered likewise with their index.
   [[nodiscard]] virtual vmbus::Offer offer() const = 0;
   // The guest opens channel `sub_channel_index` (0: primary): makes its handler. `host` outlives the handler.

@@ -60,7 +60,7 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
   }
 
   bool can_be_taken_up() const override { return true; }
-  std::uint32_t incarnation() const override { return config_.incarnation; }
+  std::uint64_t incarnation() const override { return config_.incarnation; }
 
   void reset() override {
     const std::lock_guard lock(mutex_);

@@ -34,7 +34,7 @@ struct NicConfig {
   std::string name;              // unique in the partition, for example "nic0"
   std::optional<Guid> instance;  // empty: made from partition and name, the same at every start
   // Tells this NIC from others that had its instance before, for a guest that is taken up.
-  std::uint32_t incarnation = 1;
+  std::uint64_t incarnation = 1;
   std::optional<MacAddress> mac;  // empty: made from partition and name, the same at every start
   // The largest IP packet that the guest may configure, and what it is told; kMtuMin..kMtuMax.
   std::uint32_t mtu = kMtuDefault;

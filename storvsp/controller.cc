@@ -142,7 +142,7 @@ struct DiskInUse {
 
 class ScsiController final : public Controller {
  public:
-  ScsiController(std::string name, const Guid& instance, std::uint32_t incarnation)
+  ScsiController(std::string name, const Guid& instance, std::uint64_t incarnation)
       : name_(std::move(name)), instance_(instance), incarnation_(incarnation) {}
 
   const std::string& name() const override { return name_; }
@@ -172,7 +172,7 @@ class ScsiController final : public Controller {
   }
 
   bool can_be_taken_up() const override { return true; }
-  std::uint32_t incarnation() const override { return incarnation_; }
+  std::uint64_t incarnation() const override { return incarnation_; }
 
   void reset() override {
     state_->ready_version.store(0, std::memory_order_relaxed);
@@ -252,7 +252,11 @@ class ScsiController final : public Controller {
       grown.disk->grow(usable);
       grown.unit->grow(usable);
       record(*state_, lun);
+      if (state_->region != nullptr) state_->record().notice_due = 1;
     });
+    // Linux asks each disk whether it is ready then, and hears of the capacity. [linux: storvsc_drv.c,
+    // storvsc_host_scan] One without I/O would learn of it late.
+    tell_channels(threads, [](StorChannel& channel) { channel.tell_guest_of_luns(); });
     return {};
   }
 
@@ -373,7 +377,7 @@ class ScsiController final : public Controller {
 
   std::string name_;
   Guid instance_;
-  std::uint32_t incarnation_;
+  std::uint64_t incarnation_;
   // Shared with what has been asked of its channels.
   std::shared_ptr<ControllerState> state_ = std::make_shared<ControllerState>();
   std::array<std::weak_ptr<DiskInUse>, kMaxLuns> in_use_;  // state_->luns

@@ -43,8 +43,9 @@ struct DiskConfig {
   enum class Backend : std::uint8_t { kFile, kNbd, kNull };
 
   std::uint8_t lun = 0;  // < kMaxLuns, each once
-  // Tells this disk from others that were at its LUN before, for a guest that is taken up; not 0.
-  std::uint32_t incarnation = 1;
+  // Tells this disk from others that were at its LUN before, for a guest that is taken up: what was asked of
+  // one is not done to another. Not 0.
+  std::uint64_t incarnation = 1;
   Backend backend = Backend::kFile;
   // kFile: raw file or block device, open for reading and, unless read_only, writing. O_DIRECT or not is the
   // opener's choice: it holds where the descriptor has it.
@@ -74,7 +75,7 @@ struct ControllerConfig {
   std::string partition;          // for logs and identities
   std::string name;               // unique in the partition, for example "scsi0"
   std::optional<Guid> instance;   // empty: made from partition and name, the same at every start
-  std::uint32_t incarnation = 1;  // as DiskConfig's, of controllers that had its instance before
+  std::uint64_t incarnation = 1;  // as DiskConfig's, of controllers that had its instance before
   std::uint32_t max_transfer_bytes = kDefaultTransferBytes;  // multiple of 4096, 4096..kMaxTransferBytes
   std::uint32_t channels = 1;  // that a guest may have, the primary among them: 1..kMaxChannels
   std::vector<DiskConfig> disks;

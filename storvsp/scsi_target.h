@@ -33,7 +33,7 @@ struct LunOptions {
   bool write_cache = true;             // WCE: writes may complete before they are durable
   bool write_cache_changeable = true;  // by MODE SELECT
   bool keeps_reservations = false;     // DiskOp::kKeep works
-  std::uint32_t incarnation = 1;       // DiskConfig's
+  std::uint64_t incarnation = 1;       // DiskConfig's
 };
 
 // Conditions that the next command reports, as bits.

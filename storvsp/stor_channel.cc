@@ -531,6 +531,7 @@ Result<void> StorChannel::recover() {
 Result<void> StorChannel::recover_luns() {
   const std::span<LunRecord, kLunSlots> records = state_.lun_records();
   bool changed = false;
+  bool grown = false;
   for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
     const ControllerState::Lun& now = state_.luns[lun];
     const MediumRecord medium = now.medium_served();
@@ -544,8 +545,10 @@ Result<void> StorChannel::recover_luns() {
     }
     if (now.served() && now.unit->is_of(records[lun])) {
       VMBUSD_CHECK(now.unit->restore(records[lun]));
+      grown = grown || records[lun].size_bytes != now.unit->geometry().size_bytes;
     } else if (now.served() || records[lun].incarnation != 0) {
       changed = true;
+      state_.replaced_luns |= std::uint64_t{1} << lun;
     }
   }
   for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
@@ -553,7 +556,7 @@ Result<void> StorChannel::recover_luns() {
     if (changed && now.served()) now.unit->raise(UnitAttention::kReportedLunsChanged);
     records[lun] = now.served() ? now.unit->save() : LunRecord{};
   }
-  if (changed || record_->notice_due != 0) tell_guest_of_luns();
+  if (changed || grown || record_->notice_due != 0) tell_guest_of_luns();
   return {};
 }
 
@@ -577,6 +580,11 @@ Result<void> StorChannel::redo(StorRequest& request) {
       return {};
     default:
       return vmbusd::fail(Errc::kProtocol, "a storage request that would not have been kept");
+  }
+  if (srb.lun < kLunSlots && (state_.replaced_luns >> srb.lun & 1) != 0) {
+    complete_absent(*request.slot);
+    answer(request);
+    return {};
   }
   const DataDirection direction = direction_of(srb);
   const bool mapped = direction == DataDirection::kNone ||

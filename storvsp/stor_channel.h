@@ -41,6 +41,9 @@ struct ControllerState {
 
   VstorLimits limits;
   std::array<Lun, kLunSlots> luns;
+  // Bit n: LUN n is another disk now, or none, than where the last worker process left it. Set by the
+  // primary's recover(), before sub-channels open.
+  std::uint64_t replaced_luns = 0;
   // The version that the primary channel's guest agreed on, once it has ended its initialisation; else 0.
   // Stored by the primary's worker, loaded by the control thread when a sub-channel opens.
   std::atomic<std::uint16_t> ready_version{0};
@@ -128,7 +131,7 @@ class alignas(kCacheLineBytes) StorChannel final : public devices::ChannelHandle
   void drop_lun(std::uint8_t lun);
   // ControllerState::Lun::limited is there now, or has other limits.
   void limit_lun(std::uint8_t lun);
-  // The primary channel has its guest look which LUNs there are.
+  // The primary channel has its guest look which LUNs there are, and how they are.
   void tell_guest_of_luns();
 
  private:

@@ -58,8 +58,7 @@ struct LunRecord {
   std::uint8_t write_cache;
   std::uint8_t kept;  // APTPL
   std::array<std::uint8_t, 3> reserved;
-  std::uint32_t incarnation;  // DiskConfig's; 0: no disk
-  std::uint32_t reserved2;
+  std::uint64_t incarnation;  // DiskConfig's; 0: no disk
   std::uint64_t size_bytes;
   friend bool operator==(const LunRecord&, const LunRecord&) = default;
 };
