@@ -159,6 +159,47 @@ TEST_CASE("a NIC arrives with its queues", "[daemon]") {
   CHECK(got.null_receive_bytes == nic.null_receive_bytes);
 }
 
+TEST_CASE("changes of devices arrive as they were sent", "[daemon]") {
+  const auto change = [](const EncodedCommand& command) {
+    return std::get<ChangeDevicesCommand>(carried(command).value());
+  };
+  storvsp::DiskConfig disk;
+  disk.lun = 9;
+  disk.incarnation = 77;
+  disk.fd = some_fd();
+  disk.limits = {5, 6, 7};
+  const ChangeDevicesCommand added = change(encode_change(3, "scsi0", disk));
+  CHECK(added.id == 3);
+  CHECK(std::get<AddDisk>(added.change).controller == "scsi0");
+  CHECK(std::get<AddDisk>(added.change).disk.lun == 9);
+  CHECK(std::get<AddDisk>(added.change).disk.incarnation == 77);
+  CHECK(std::get<AddDisk>(added.change).disk.fd);
+  CHECK(std::get<AddDisk>(added.change).disk.limits == disk.limits);
+
+  storvsp::ControllerConfig controller;
+  controller.name = "scsi1";
+  controller.incarnation = 4;
+  controller.disks.push_back(std::move(disk));
+  const auto plugged = std::get<storvsp::ControllerConfig>(change(encode_change(4, controller)).change);
+  CHECK(plugged.name == "scsi1");
+  CHECK(plugged.incarnation == 4);
+  CHECK(plugged.disks.front().incarnation == 77);
+  netvsp::NicConfig nic;
+  nic.name = "nic1";
+  nic.incarnation = 5;
+  CHECK(std::get<netvsp::NicConfig>(change(encode_change(5, nic)).change).incarnation == 5);
+
+  CHECK(std::get<RemoveDevice>(change(encode_change(6, RemoveDevice{"nic1"})).change).device == "nic1");
+  const auto removed = std::get<RemoveDisk>(change(encode_change(7, RemoveDisk{"scsi0", 63})).change);
+  CHECK((removed.controller == "scsi0" && removed.lun == 63));
+  const auto grown = std::get<GrowDisk>(change(encode_change(8, GrowDisk{"s", 1, 1ull << 50})).change);
+  CHECK((grown.controller == "s" && grown.lun == 1 && grown.size_bytes == 1ull << 50));
+  const auto limited = std::get<LimitDisk>(change(encode_change(9, LimitDisk{"s", 2, {8, 9, 10}})).change);
+  CHECK((limited.controller == "s" && limited.lun == 2));
+  CHECK(limited.limits == storvsp::DiskLimits{8, 9, 10});
+  CHECK_FALSE(decode_command({"{\"do\": \"change-devices\", \"id\": 1, \"what\": \"paint\"}", {}}));
+}
+
 TEST_CASE("descriptors go to the disks that have an image", "[daemon]") {
   storvsp::ControllerConfig controller;
   controller.name = "s";

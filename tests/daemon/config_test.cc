@@ -586,5 +586,43 @@ TEST_CASE("a file that is no configuration is not read whole", "[daemon]") {
   CHECK(read_config_file(images.file("small", 10)).value().size() == 10);
 }
 
+TEST_CASE("devices of a partition that is there are read alone", "[daemon]") {
+  const ParsedConfig disk =
+      parse_disk(R"({"lun": 5, "path": "a.img", "iops": 7})", "demo", "scsi0", "/images");
+  REQUIRE(disk.problems.empty());
+  const ScsiConfig& scsi = disk.config.partitions.front().scsi.front();
+  CHECK(scsi.controller.name == "scsi0");
+  CHECK(scsi.controller.partition == "demo");
+  CHECK(scsi.controller.disks.front().limits.operations == 7);
+  CHECK(scsi.images.front().path == "/images/a.img");
+  CHECK(disk.config.partitions.front().socket.empty());
+  CHECK(parse_nic(R"({"name": "n", "backend": "null"})", "demo", "/").problems.empty());
+  CHECK(parse_controller(R"({"name": "s"})", "demo", "/").problems.empty());
+  for (const char* const wrong : {"[]", "7", "", "{\"lun\": 5}", "{\"lun\": 99, \"path\": \"a\"}",
+                                  "{\"name\": 5}", "{\"lun\": null}"}) {
+    INFO(wrong);
+    CHECK(!parse_disk(wrong, "demo", "scsi0", "/").problems.empty());
+    CHECK(!parse_nic(wrong, "demo", "/").problems.empty());
+    CHECK(!parse_controller(wrong, "demo", "/").problems.empty());
+  }
+}
+
+TEST_CASE("limits change by what is given", "[daemon]") {
+  storvsp::DiskLimits limits{100, 200, 300};
+  CHECK(parse_limits("{}", limits).empty());
+  CHECK(limits == storvsp::DiskLimits{100, 200, 300});
+  CHECK(parse_limits(R"({"iops": 5, "burst": 0})", limits).empty());
+  CHECK(limits == storvsp::DiskLimits{5, 200, 0});
+  CHECK(parse_limits(R"({"rate": "1M", "iops": 0})", limits).empty());
+  CHECK(limits == storvsp::DiskLimits{0, 1u << 20, 0});
+  CHECK(parse_limits(R"({"rate": 0})", limits).empty());
+  CHECK(limits == storvsp::DiskLimits{0, 0, 0});
+  for (const char* const wrong : {"[]", R"({"rate": 7})", R"({"rate": "7"})", R"({"iops": -1})",
+                                  R"({"iops": "many"})", R"({"cache": "unsafe"})"}) {
+    INFO(wrong);
+    CHECK(!parse_limits(wrong, limits).empty());
+  }
+}
+
 }  // namespace
 }  // namespace vmbusd::daemon

@@ -122,6 +122,7 @@ TEST_CASE("a disk comes, grows and goes through the control API", "[daemon][hotp
 
   REQUIRE(host.ask("POST", std::string(kDisks) + "/5/resize", "{\"size\": \"16M\"}") == 204);
   CHECK(attentions(*driver.stor, 5) == std::set{scsi_asc::kCapacityDataHasChanged});
+  CHECK(driver.stor->bus_changes() == 2);
   CHECK(must(disk.capacity()).blocks == (16u << 20) / 512);
   must(disk.write((16u << 20) - 4096, bytes));
   CHECK(host.ask("POST", std::string(kDisks) + "/5/resize", "{\"size\": \"8M\"}") == 409);
@@ -134,7 +135,7 @@ TEST_CASE("a disk comes, grows and goes through the control API", "[daemon][hotp
   CHECK(host.lockable("more.img"));
   CHECK(attentions(*driver.stor, 5) == std::nullopt);
   CHECK(attentions(*driver.stor, 0) == std::set{scsi_asc::kReportedLunsDataHasChanged});
-  CHECK(driver.stor->bus_changes() == 2);
+  CHECK(driver.stor->bus_changes() == 3);
   CHECK(host.ask("DELETE", std::string(kDisks) + "/5") == 404);
   CHECK(host.ask("POST", kDisks, "{\"lun\": 5, \"path\": \"none.img\"}") == 422);
   CHECK(host.ask("POST", kDisks, "{\"lun\": 5, \"pfad\": \"more.img\"}") == 422);

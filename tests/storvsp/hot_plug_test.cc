@@ -206,6 +206,7 @@ TEST_CASE("a disk grows under its guest, and never shrinks", "[storvsp]") {
   CHECK(grow(kDiskBytes));
   CHECK(plugged.sense(0) == 0);
   CHECK(grow(3 * kDiskBytes + 100));
+  CHECK(plugged.hears_of_luns());
   CHECK(plugged.sense(0) == 0x2a09);
   CHECK(plugged.sense(0) == 0);
   CHECK(plugged.blocks(0) == 3 * kDiskBytes / 512);

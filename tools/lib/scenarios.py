@@ -440,6 +440,46 @@ def supervisor_killed(session):
     return {"restarts": restarts, "pauses_ms": pauses, "rounds": len(guest.said["round"]), "iperf3": guest.said.get("streamed", [])}
 
 
+def hot_plug(session):
+    """A disk comes, is written, grows and goes, and a NIC comes and goes, while the guest uses another disk of the controller."""
+    lan = Network(session)
+    session.start_daemon({"demo": [Disk(session.image("disk.img", 64), "STEADY")]}, lan.prefix, control=True)
+    plugged = session.image("plugged.img", 64)
+    guest = session.start_guest("demo", "hot-plug", cpus=2, HOST=f"{IPV4}.1", GUEST=f"{IPV4}.50", SERIAL="STEADY",
+                                PLUGGED="PLUGGED", TIMES=2)  # fmt: skip
+    guest.wait_for("ready", 180)
+    for times in (1, 2):
+        size = 64 * (times + 1)
+        session.control("add", "demo/demo-scsi0", "disk", "lun=5", f"path={plugged}", "serial=PLUGGED")
+        guest.wait_for("written", 120, times)
+        session.control("resize", "demo/demo-scsi0/5", f"{size}M")
+        seen = guest.wait_for("grown", 60, times)
+        check(seen == str(size << 11), f"the disk of {size} MiB has {seen} sectors for the guest")
+        guest.wait_for("end-written", 60, times)
+        session.control("remove", "demo/demo-scsi0/5")
+        guest.wait_for("gone", 60, times)
+        check(open_files(session, plugged) == [], "the image that was removed is open still")
+        session.control("add", "demo", "nic", "name=nic7", "backend=tap", "tap=vmtap0")
+        lan.wait_for_link("vmtap0")
+        lan.address("vmtap0")
+        guest.wait_for("pinged", 120, times)
+        session.control("remove", "demo/nic7")
+        guest.wait_for("nic-gone", 60, times)
+        check(not lan.has_link("vmtap0"), "the interface that was removed is there still")
+    guest.finish(180)
+    check(guest.last("errors") == "0", f"the guest's kernel logged {guest.last('errors')} errors of the disk in use")
+    session.check_daemon()
+    return {"rounds": int(guest.last("rounds"))}
+
+
+def open_files(session, path):
+    """The descriptors of vmbusd and the worker that lead to a file."""
+    worker = session.worker("demo")
+    parent = pathlib.Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]
+    links = [link for pid in (worker, parent) for link in pathlib.Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if os.path.exists(link) and os.path.samefile(link, path)]
+
+
 TAKEN_UP = "the guest goes on after "
 VMM_BACK = "vmbusd is back"
 VMM_LOST = "do not answer any more"
@@ -776,6 +816,7 @@ SCENARIOS = {
     "vmm-killed": vmm_killed,
     "worker-killed": worker_killed,
     "supervisor-killed": supervisor_killed,
+    "hot-plug": hot_plug,
     "second-kernel": second_kernel,
     "network": network,
     "network-offloads": network_offloads,
