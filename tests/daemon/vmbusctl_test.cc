@@ -43,6 +43,21 @@ TEST_CASE("an operator looks and changes", "[daemon][vmbusctl]") {
   CHECK(nlohmann::json::parse(run({"config", "dump", "--json"}).output)["partition"].size() == 2);
   CHECK(run({"config"}).status == 2);
   CHECK(run({"metrics"}).output.find("vmbusd_partition_serving{partition=\"g2\"} 1") != std::string::npos);
+  CHECK(run({"add", "g2/s", "disk", "lun=4", "backend=null", "size=2G"}).status == 0);
+  CHECK(run({"inspect", "g2/s/disks/1/lun"}).output == "4\n");
+  CHECK(run({"set", "g2/s/4", "iops=500", "rate=100M"}).status == 0);
+  CHECK(run({"set", "g2/s/4", "rate=0"}).status == 0);
+  CHECK(run({"resize", "g2/s/4", "3G"}).status == 0);
+  const std::string dump = run({"config", "dump"}).output;
+  CHECK(dump.find("iops = 500\n") != std::string::npos);
+  CHECK(dump.find("rate = ") == std::string::npos);
+  CHECK(dump.find("size = \"3G\"\n") != std::string::npos);
+  CHECK(run({"add", "g2", "nic", "name=n", "backend=null"}).status == 0);
+  CHECK(run({"add", "g2", "scsi", "name=t", "disk.lun=0", "disk.backend=null", "disk.size=1G"}).status == 0);
+  CHECK(run({"remove", "g2/n"}).status == 0);
+  CHECK(run({"remove", "g2/t"}).status == 0);
+  CHECK(run({"remove", "g2/s/4"}).status == 0);
+  CHECK(run({"events"}).output.find(" g2/s/4 device-removed\n") != std::string::npos);
   CHECK(run({"remove", "g2"}).status == 0);
 
   CHECK(run({"log-level"}).output == "info\n");
@@ -57,6 +72,10 @@ TEST_CASE("an operator looks and changes", "[daemon][vmbusctl]") {
     CHECK(run({"inspect", "none"}).status == 1);
     CHECK(run({"inspect", "demo/nic0/none"}).status == 1);
     CHECK(run({"remove", "none"}).status == 1);
+    CHECK(run({"remove", "demo/none"}).status == 1);
+    CHECK(run({"remove", "demo/none/0"}).status == 1);
+    CHECK(run({"resize", "demo/none/0"}).status == 1);
+    CHECK(run({"add", "demo/none", "disk", "lun=0", "path=x"}).status == 1);
     const std::vector<std::vector<std::string>> of_guests = {{"shutdown", "demo", "--reboot"},
                                                              {"freeze", "demo", "--timeout", "60"},
                                                              {"thaw", "demo"},
@@ -75,6 +94,11 @@ TEST_CASE("an operator looks and changes", "[daemon][vmbusctl]") {
     CHECK(run({"link", "demo/nic0", "sideways"}).status == 2);
     CHECK(run({"inspect", "de mo"}).status == 2);
     CHECK(run({"add", "name"}).status == 2);
+    CHECK(run({"add", "demo", "disk", "lun=0"}).status == 2);
+    CHECK(run({"add", "demo", "tape"}).status == 2);
+    CHECK(run({"remove", "demo/a/b/c"}).status == 2);
+    CHECK(run({"remove", "demo/"}).status == 2);
+    CHECK(run({"set", "demo/nic0", "iops=5"}).status == 2);
     CHECK(run({"shutdown", "demo", "--reboot", "--hibernate"}).status == 2);
     CHECK(run({"freeze", "demo", "--timeout", "601"}).status == 2);
     CHECK(run({"key", "demo", "role"}).status == 2);
