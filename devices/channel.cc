@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/assert.h"
+#include "base/probes.h"
 
 namespace vmbusd::devices {
 
@@ -40,6 +41,7 @@ Result<void> Channel::start() {
   if (config_.monitor) config_.monitor->open();
   handler_->start(*this);
   doorbell_watch_.start(worker_, doorbell_.get(), [this] {
+    VMBUSD_PROBE(doorbell, this);
     stats_.doorbells.fetch_add(1, std::memory_order_relaxed);
     if (state_ == State::kRunning) activate();
   });
@@ -277,6 +279,7 @@ void Channel::signal_guest() {
   }
   const std::optional<int> eventfd = partition_.set_event_flag(config_.target_vp, flag);
   if (eventfd) {
+    VMBUSD_PROBE(interrupt, this);
     worker_.signal(*eventfd);
     stats_.interrupts.fetch_add(1, std::memory_order_relaxed);
   } else {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/assert.h"
+#include "base/probes.h"
 #include "netvsp/segment.h"
 
 namespace vmbusd::netvsp {
@@ -228,6 +229,7 @@ ReceiveBuffer* Receiver::take_buffer() {
 void Receiver::received(ReceiveBuffer& buffer, std::uint32_t frame_size) {
   VMBUSD_ASSERT(lent_ != 0);
   --lent_;
+  VMBUSD_PROBE(net_received, &buffer, frame_size);
   buffer.frame_size = frame_size;
   filled_.push_back(buffer);
 }
@@ -275,6 +277,7 @@ void Receiver::published() {
 
 Result<bool> Receiver::flush(ring::OutgoingRing& ring, NvspChannelType type) {
   if (batched_ == 0) return true;
+  VMBUSD_PROBE(net_flush, this, batched_);
   extension_.header.range_count = batched_;
   ring::PacketToWrite packet;
   packet.type = ring::PacketType::kTransferPages;
@@ -325,6 +328,7 @@ Result<bool> Receiver::deliver(ring::OutgoingRing& ring, const Wants& wants) {
       if (!flushed) return false;
     }
     ReceiveBuffer& buffer = filled_.front();
+    VMBUSD_PROBE(net_deliver, &buffer);
     if (deliver_plain(buffer, wants, frame_max)) {
       filled_.pop_front();
       ready_.push_back(buffer);

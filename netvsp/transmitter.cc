@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/assert.h"
+#include "base/probes.h"
 #include "netvsp/offload.h"
 
 namespace vmbusd::netvsp {
@@ -133,11 +134,14 @@ TransmitPacket& Transmitter::take_packet(const ring::Packet& packet) {
   return taken;
 }
 
-inline void Transmitter::count_sent(const TransmitFrame& frame, bool sent) {
+// Inline by force: what is assembly, as probes are, counts as long.
+[[gnu::always_inline]] inline void Transmitter::count_sent(const TransmitFrame& frame, bool sent) {
   if (!sent) {
+    VMBUSD_PROBE(net_transmitted, &frame, 0);
     ++counters_.tx_dropped;
     return;
   }
+  VMBUSD_PROBE(net_transmitted, &frame, 1);
   ++counters_.tx_packets;
   counters_.tx_bytes += frame.frame_size;
   const std::byte* const begin = frame.bytes.data() + frame.head_offset;
@@ -209,6 +213,7 @@ bool Transmitter::leave_rest(TransmitFrame& frame, std::span<std::byte> message,
 
 bool Transmitter::send_alone(const ring::Packet& packet, const NvspSendRndisPacket& rndis,
                              const BufferMap& send_buffer, const Turn& turn) {
+  VMBUSD_PROBE(net_packet, this, packet.transaction_id);
   if (spare_ == nullptr) {
     if (free_frames_.empty()) return false;
     spare_ = &free_frames_.front();
@@ -224,10 +229,12 @@ bool Transmitter::send_alone(const ring::Packet& packet, const NvspSendRndisPack
                                                 : prepare_long(frame, piece, turn.settings);
   if (!prepared) return false;
   frame.queue = &turn.queue;
+  VMBUSD_PROBE(net_transmit, &frame, frame.frame_size);
   const BackendQueue::Sent sent = turn.queue.transmit(frame);
   if (sent == BackendQueue::Sent::kDone || sent == BackendQueue::Sent::kLost) [[likely]] {
     count_sent(frame, sent == BackendQueue::Sent::kDone);
     if (!packet.completion_requested()) return true;
+    VMBUSD_PROBE(net_completion, this, packet.transaction_id);
     if (finished_.empty()) {
       const Result<bool> written =
           write_completion(turn.completions, packet.transaction_id, NvspStatus::kSuccess);
@@ -257,6 +264,7 @@ Result<void> Transmitter::begin(const ring::IncomingRing& ring, const ring::Pack
                                 const NvspSendRndisPacket& rndis, const BufferMap* send_buffer,
                                 const partition::GuestMemory& memory) {
   VMBUSD_ASSERT(can_begin());
+  VMBUSD_PROBE(net_packet, this, packet.transaction_id);
   TransmitPacket& taken = take_packet(packet);
   current_ = &taken;
   messages_ = 0;
@@ -381,6 +389,7 @@ Transmitter::Progress Transmitter::hand_over(BackendQueue& queue, bool lossy) {
   TransmitFrame& frame = *waiting_;
   frame.packet = current_;
   frame.queue = &queue;
+  VMBUSD_PROBE(net_transmit, &frame, frame.frame_size);
   switch (queue.transmit(frame)) {
     case BackendQueue::Sent::kTaken:
       ++current_->frames;
@@ -440,6 +449,7 @@ void Transmitter::retire(TransmitPacket& packet) {
 Result<bool> Transmitter::complete(ring::OutgoingRing& ring) {
   while (!finished_.empty()) {
     TransmitPacket& packet = finished_.front();
+    VMBUSD_PROBE(net_completion, this, packet.record->transaction_id);
     VMBUSD_TRY(const bool written, write_completion(ring, packet.record->transaction_id, packet.status));
     if (!written) {
       VMBUSD_TRY(const bool waiting, ring.arm_space(ring::OutgoingRing::packet_size(0, sizeof(Completion))));

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/assert.h"
+#include "base/probes.h"
 
 namespace vmbusd::storvsp {
 namespace {
@@ -336,6 +337,8 @@ void StorChannel::receive(const ring::Packet& packet) {
   slot.answer_size = static_cast<std::uint8_t>(outcome.answer_size);
   switch (outcome.next) {
     case VstorSession::Next::kExecute:
+      VMBUSD_PROBE(disk_request, &request, slot.packet.srb.lun, slot.packet.srb.cdb_or_sense[0],
+                   slot.packet.srb.data_transfer_length);
       execute(request, packet);
       return;
     case VstorSession::Next::kReset:
@@ -392,6 +395,7 @@ void StorChannel::receive(const ring::Packet& packet) {
   }
   outstanding_.push_back(request);
   channel_->begin_op();
+  VMBUSD_PROBE(disk_submit, &request, request.io.op, request.io.offset, request.io.length);
   queues_[srb.lun]->submit(request);
 }
 
@@ -716,6 +720,7 @@ void StorChannel::leave_when_idle() {
 }
 
 void StorChannel::disk_done(StorRequest& request, int error) {
+  VMBUSD_PROBE(disk_done, &request, error);
   if (request.job != nullptr) return job_disk_done(request, error);
   leave_outstanding(request);
   if (channel_->stopping()) {
@@ -875,6 +880,7 @@ void StorChannel::end_job(StorRequest& request, bool aborted) {
 }
 
 void StorChannel::answer(StorRequest& request) {
+  VMBUSD_PROBE(disk_answer, &request, request.slot->packet.srb.srb_status);
   if (!request.slot->answer_wanted) return release(request);
   if (answers_.empty()) {
     const Result<bool> written = write_answer(request);

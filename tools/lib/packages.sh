@@ -5,7 +5,7 @@
 build_packages=(
   g++ meson ninja-build pkg-config liburing-dev libboost-dev catch2 libfmt-dev libspdlog-dev libcli11-dev libexpected-dev
   nlohmann-json3-dev libtomlplusplus-dev prometheus-cpp-dev libseccomp-dev libnbd-dev acpica-tools scdoc python3 clang libclang-rt-dev
-  ccache nbdkit libbenchmark-dev valgrind spin gcovr zsh fish
+  ccache nbdkit libbenchmark-dev valgrind spin gcovr zsh fish systemtap-sdt-dev
 )
 # To run guests: the emulated root partition, the guest's image (its programs are copied from here) and the compiler's
 # side of a static fio.
