@@ -1,7 +1,6 @@
 """The command tools/package."""
 
 import argparse
-import contextlib
 import os
 import pathlib
 import shlex
@@ -92,18 +91,23 @@ def try_service(tree):
     """Starts the daemon by its unit's command line as the unit's user, asks it by vmbusctl, and stops it."""
     settings = unit_settings(tree)
     (command,), (user,) = settings["ExecStart"], settings["User"]
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listening:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening, socket.socket(socket.AF_UNIX) as control:
         listening.bind(str(tree / "run/notify"))
         os.chmod(tree / "run/notify", 0o777)
         listening.settimeout(READY_S)
+        # The control socket is given, as the socket unit does it, and is not the service's to remove.
+        (tree / "run/vmbusd").mkdir()
+        control.bind(str(tree / "run/vmbusd/control.sock"))
+        control.listen()
         # setpriv's stand-in for User=, NoNewPrivileges= and an empty CapabilityBoundingSet=.
         script = (
-            f"install -d -o {user} -g {user} -m 750 /run/vmbusd /var/lib/vmbusd; export NOTIFY_SOCKET=/run/notify; "
+            f"install -d -o {user} -g {user} -m 750 /run/vmbusd /var/lib/vmbusd; exec 3<&{control.fileno()}; "
+            "export NOTIFY_SOCKET=/run/notify LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=control; "
             f"exec setpriv --reuid={user} --regid={user} --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all {command}"
         )
         log = tree / "run/log"
         with open(log, "w", encoding="utf-8") as said:
-            daemon = subprocess.Popen(in_tree(tree, script), stdout=said, stderr=said)
+            daemon = subprocess.Popen(in_tree(tree, script), stdout=said, stderr=said, pass_fds=[control.fileno()])
         try:
             try:
                 while b"READY=1" not in listening.recv(4096).split(b"\n"):
@@ -113,7 +117,8 @@ def try_service(tree):
             ask = (
                 "truncate -s 64M /var/lib/vmbusd/g1.img; chown vmbusd: /var/lib/vmbusd/g1.img; "
                 "vmbusctl add name=g1 socket=/run/vmbusd/g1.sock scsi.name=scsi0 scsi.disk.lun=0 scsi.disk.path=/var/lib/vmbusd/g1.img; "
-                "vmbusctl status; vmbusctl metrics >/run/metrics; rm /var/lib/vmbusd/g1.img"
+                "vmbusctl status; vmbusctl metrics >/run/metrics; vmbusctl events; "
+                "vmbusctl config dump >/run/dump.toml; vmbusd --check-config --config /run/dump.toml; rm /var/lib/vmbusd/g1.img"
             )
             print(call("nsenter", f"--target={daemon.pid}", "--mount", "--root", "sh", "-ec", ask), end="")
         finally:
@@ -121,6 +126,8 @@ def try_service(tree):
             status = daemon.wait(READY_S)
         if status != 0:
             raise Failure(f"the service ended with {status}: {log.read_text()}")
+        if not (tree / "run/vmbusd/control.sock").exists():
+            raise Failure("the service removed a socket that it was given")
 
 
 def try_packages(packages):

@@ -19,7 +19,7 @@ peer_packages=(
   fio qemu-system-common dpdk-dev librte-net-vhost23 librte-net-virtio23 librte-mempool-ring23 linux-perf debian-archive-keyring
 )
 # To make Debian packages, and a clean system to install them in.
-packaging_packages=(debhelper lintian mmdebstrap debian-archive-keyring)
+packaging_packages=(debhelper dh-apparmor lintian mmdebstrap debian-archive-keyring)
 
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then
