@@ -23,15 +23,15 @@ TEST_CASE("an NBD server's address is a URI", "[daemon][nbd]") {
     NbdAddress expected;
   };
   const Case good[] = {
-      {"nbd://host", {"", "host", "10809", ""}},
-      {"nbd://host/", {"", "host", "10809", ""}},
-      {"nbd://host:1234/disk", {"", "host", "1234", "disk"}},
-      {"nbd://[fe80::1%25eth0]:1/d", {"", "fe80::1%25eth0", "1", "d"}},
-      {"nbd://[::1]/a/b", {"", "::1", "10809", "a/b"}},
-      {"nbd://127.0.0.1/a%20b", {"", "127.0.0.1", "10809", "a b"}},
-      {"nbd+unix:///?socket=/run/nbd.sock", {"/run/nbd.sock", "", "", ""}},
-      {"nbd+unix://?socket=/run/nbd.sock", {"/run/nbd.sock", "", "", ""}},
-      {"nbd+unix:///disk?socket=/run/a%25b", {"/run/a%b", "", "", "disk"}},
+      {"nbd://host", {"", "host", "10809", "", ""}},
+      {"nbd://host/", {"", "host", "10809", "", ""}},
+      {"nbd://host:1234/disk", {"", "host", "1234", "disk", ""}},
+      {"nbd://[fe80::1%25eth0]:1/d", {"", "fe80::1%25eth0", "1", "d", ""}},
+      {"nbd://[::1]/a/b", {"", "::1", "10809", "a/b", ""}},
+      {"nbd://127.0.0.1/a%20b", {"", "127.0.0.1", "10809", "a b", ""}},
+      {"nbd+unix:///?socket=/run/nbd.sock", {"/run/nbd.sock", "", "", "", ""}},
+      {"nbd+unix://?socket=/run/nbd.sock", {"/run/nbd.sock", "", "", "", ""}},
+      {"nbd+unix:///disk?socket=/run/a%25b", {"/run/a%b", "", "", "disk", ""}},
   };
   for (const auto& [uri, expected] : good) {
     INFO(uri);
