@@ -143,8 +143,19 @@ void Attachment::unbind() {
     }
     // The next one knows of no guest.
     if (!reset && reset.error().code == Errc::kClosed) (void)wait_for_client(daemon);
+  } else if (seek_daemon()) {
+    (void)wait_for_client();
   }
   for (std::uint32_t vp = 0; vp < vcpus_; ++vp) tell_synic_state(vp, {});
+}
+
+// The guest that lost its devices is gone: the one that comes can have them, by a daemon that is there again.
+bool Attachment::seek_daemon() {
+  const std::lock_guard lock(mutex_);
+  if (link_ != Link::kLost || !reconnects_ || closing_) return false;
+  link_ = Link::kAway;
+  changed_.notify_all();
+  return true;
 }
 
 void Attachment::close() {
@@ -277,8 +288,8 @@ void Attachment::recovery_area(UniqueFd file, bool taken_up, std::uint64_t guest
 void Attachment::disconnected(const Error& reason) {
   {
     const std::lock_guard lock(mutex_);
-    // Of an attempt to reconnect, as it sees by itself.
-    if (link_ == Link::kAway) {
+    // Of an attempt to reconnect, which sees it by itself, or has been given up.
+    if (link_ == Link::kAway || link_ == Link::kLost) {
       client_ended_ = true;
       return changed_.notify_all();
     }
@@ -332,10 +343,11 @@ void Attachment::reconnect_when_away() {
     link_ = Link::kLost;
     lose();
     if (client_ != nullptr) client_->close();
-    log_.error("vmbusd does not serve the guest again ({}); its VMBus devices do not answer any more",
-               error_text);
+    log_.error(
+        "vmbusd does not serve the guest again ({}); its VMBus devices do not answer any more, unless it "
+        "reboots and vmbusd is there",
+        error_text);
     changed_.notify_all();
-    return;
   }
 }
 

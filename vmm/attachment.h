@@ -98,12 +98,13 @@ class Attachment final : public MachineEvents, private partition::AttachClientEv
   [[nodiscard]] Result<void> give_memory(partition::AttachClient& client) const;
   [[nodiscard]] Result<void> give_interrupts(partition::AttachClient& client, Machine& machine) const;
   void lose();
+  [[nodiscard]] bool seek_daemon();
 
   enum class Link : std::uint8_t {
     kNone,  // not connected yet, or never
     kUp,
     kAway,  // another daemon may come
-    kLost,  // for good
+    kLost,  // for as long as this guest runs
   };
 
   const std::uint32_t vcpus_;

@@ -42,11 +42,11 @@ class Daemon {
 
   void accept() { socket_.reset(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)); }
   void close() { socket_.reset(); }
-  // For good.
   void leave() {
     listener_.reset();
     socket_.reset();
   }
+  void come_back() { listener_ = partition::listen_seqpacket(path()).value(); }
 
   template <WireStruct T>
   void send(const T& message, std::span<const int> fds = {}) {
@@ -426,7 +426,17 @@ TEST_CASE("a daemon that does not come back, or not with the guest, is waited fo
     const std::lock_guard lock(guest.machine.mutex);
     CHECK(guest.machine.doorbells.empty());
   }
-  guest.attachment.unbind();
+  // The guest that comes next has it again.
+  guest.daemon.come_back();
+  auto unbound = std::async(std::launch::async, [&] { guest.attachment.unbind(); });
+  guest.daemon.accept();
+  guest.daemon.serve_hello();
+  guest.daemon.serve<partition::AttachMemory>(AttachType::kMemoryAdd);
+  guest.daemon.serve<partition::AttachMemory>(AttachType::kMemoryAdd);
+  unbound.get();
+  CHECK_FALSE(guest.attachment.lost());
+  REQUIRE(guest.attachment.bind(guest.machine));
+  CHECK(guest.attachment.post(0, message_to(1)) == kHvSuccess);
 }
 
 TEST_CASE("a VMM that leaves waits for no daemon", "[vmm]") {
