@@ -262,6 +262,11 @@ Result<std::unique_ptr<AttachClient>> AttachClient::connect(const Options& optio
 AttachClient::AttachClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 AttachClient::~AttachClient() {
+  stop();
+}
+
+void AttachClient::stop() {
+  if (!impl_->thread.joinable()) return;
   VMBUSD_ASSERT(std::this_thread::get_id() != impl_->thread.get_id());
   close();
   impl_->thread.join();

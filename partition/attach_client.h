@@ -92,6 +92,10 @@ class AttachClient {
   // AttachClientEvents::disconnected is not called. For a VMM that leaves and must not wait for a daemon that
   // hangs.
   void close();
+  // The same, and waits for the receiving thread: no event comes afterwards. On any other thread, by the one
+  // who destroys it or before anybody can. Where several own it, the last to let go may be the receiving
+  // thread unless this was called.
+  void stop();
 
   // The daemon's own words on the last failed request; empty where it gave none.
   [[nodiscard]] std::string error_text() const;

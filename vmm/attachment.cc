@@ -34,7 +34,7 @@ Attachment::~Attachment() {
     link_ = Link::kLost;
     last = std::move(client_);
   }
-  last.reset();
+  if (last != nullptr) last->stop();
 }
 
 Result<void> Attachment::connect(const std::string& socket_path, const GuestRam& ram,
@@ -362,7 +362,7 @@ Result<void> Attachment::try_to_reconnect(std::chrono::steady_clock::time_point 
     machine = machine_;  // stays: unbind() waits for us
     gives_back_ = machine != nullptr;
   }
-  before.reset();  // after which it tells no more that it has ended
+  if (before != nullptr) before->stop();  // after which it tells no more that it has ended
   {
     const std::lock_guard lock(mutex_);
     client_ended_ = false;
