@@ -58,6 +58,12 @@ class Restarting {
   std::optional<RunningDaemon> daemon_;
 };
 
+// What the guest or its VMM changed last is recorded when the daemon has heard that it arrived: before that,
+// a death costs the guest its devices.
+void let_it_rest() {
+  std::this_thread::sleep_for(milliseconds(500));
+}
+
 std::unique_ptr<guest::ChildPartition> attach(const TemporaryDirectory& directory) {
   std::string error_text;
   auto child = guest::ChildPartition::attach({.socket_path = directory.path("demo.sock"), .take_up = true},
@@ -83,11 +89,12 @@ TEST_CASE("a supervisor that ends under verified I/O and comes back costs the gu
   const std::uint32_t seed = std::random_device()();
   INFO("seed " << seed);
   std::mt19937 random(seed);
+  let_it_rest();
   VerifiedLoad load(*child, *driver.stor, kDepth, seed);
   const int restarts = restarts_wanted();
   for (int restarted = 0; restarted < restarts; ++restarted) {
     INFO("after " << restarted << " restarts");
-    const auto next = guest::Clock::now() + milliseconds(std::uniform_int_distribution<>(20, 300)(random));
+    const auto next = guest::Clock::now() + milliseconds(std::uniform_int_distribution<>(100, 400)(random));
     while (guest::Clock::now() < next) load.turn(true, host.daemon());
     host.end(restarted % 3 == 2 ? SIGTERM : SIGKILL);
     host.start();
@@ -158,6 +165,7 @@ TEST_CASE("a disk that is gone after a restart is refused to the guest, others g
   guest::Driver driver(*child);
   guest::Disk second(*driver.stor, 1);
   must(second.ready());
+  let_it_rest();
   host.end(SIGKILL);
   host.set_config(kOneDisk);
   host.start();
@@ -179,6 +187,7 @@ TEST_CASE("a LUN that has another image after a restart is not given to the gues
   Restarting host(disks.directory(), kOneDisk);
   const auto child = attach(disks.directory());
   const guest::Driver driver(*child);
+  let_it_rest();
   host.end(SIGKILL);
   host.set_config(
       "[[partition]]\nname = 'demo'\nsocket = 'demo.sock'\n[[partition.scsi]]\nname = 'scsi0'\n"
@@ -186,7 +195,9 @@ TEST_CASE("a LUN that has another image after a restart is not given to the gues
   host.start();
   std::string error_text;
   CHECK(guest::error_of(child->reattach(error_text)) == Errc::kClosed);
-  CHECK(host.daemon().wait_for_log("a LUN has another image than before"));
+  const bool told = host.daemon().wait_for_log("a LUN has another image than before");
+  INFO(host.daemon().log());
+  CHECK(told);
 }
 
 TEST_CASE("a controller that is gone after a restart is taken from the guest, one that came is offered",
@@ -210,6 +221,7 @@ TEST_CASE("a controller that is gone after a restart is taken from the guest, on
   const auto second = must(guest::GuestChannel::open(bus, controllers[1]));
   guest::StorClient lost(*second, 4);
   must(lost.initialize());
+  let_it_rest();
   host.end(SIGKILL);
   host.set_config(kOneDisk);
   host.start();
@@ -232,8 +244,7 @@ TEST_CASE("a guest's message that the daemon died before reading reaches the nex
   const auto child = attach(disks.directory());
   guest::BusClient bus(*child);
   must(bus.contact(vmbus::Version::k5_3));
-  // What contact() changed is recorded when the VMM's answers have come.
-  std::this_thread::sleep_for(milliseconds(500));
+  let_it_rest();
   REQUIRE(::kill(host.daemon().worker_pid(), SIGSTOP) == 0);
   must(bus.post(vmbus::RequestOffers{}));
   host.end(SIGKILL);
@@ -382,6 +393,7 @@ TEST_CASE("a guest is not taken up for another partition", "[daemon][restart]") 
   must(bus.contact(vmbus::Version::k5_3));
   child->set_socket_path(directory.path("other.sock"));
   std::string error_text;
+  let_it_rest();
   host.end(SIGKILL);
   host.start();
   CHECK(guest::error_of(child->reattach(error_text)) == Errc::kClosed);
