@@ -316,11 +316,11 @@ def nbd(session):
     serve("nbdkit-2", "killed.sock", "file", image)
     back = session.wait_for_log("the NBD server is there again").split("again ")[-1]
     guest.finish(240)
-    check("first_error=5/" in guest.last("bad"), f"errors of the faulty disk: {guest.last('bad')}")
+    check(int(guest.last("bad")) > 0, "fio saw no error of the faulty disk")
     check(int(guest.last("medium-errors")) > 0, "the faulty disk's errors are no medium errors")
     check(guest.last("other-errors") == "0", f"other disks have errors: {' | '.join(guest.said.get('log', []))}")
     check(guest.last("killed-errors") == "0", "the server's absence reached the guest as an error")
-    return {"bad": guest.last("bad"), "server back": back}
+    return {"errors": guest.last("bad"), "server back": back}
 
 
 def vmm_killed(session):
