@@ -107,10 +107,12 @@ void PartitionSupervisor::change(EncodedCommand command, bool lends, Change chan
     const auto found = changes_.find(id);
     if (found == changes_.end() || !found->second.done) return;
     // What is held is held until the worker says more.
+    const bool removes = found->second.nic != nullptr || !found->second.disks.empty();
     std::exchange(found->second.done, nullptr)(
-        found->second.undo ? "the partition's worker process does not answer"
-                           : "it is out of the guest's reach, and its medium has not done yet what it was "
-                             "asked for; it is closed when it has");
+        removes
+            ? "it is out of the guest's reach, and its medium has not done yet what it was asked for; it is "
+              "closed when it has"
+            : "the partition's worker process does not answer");
   }));
   changes_.emplace(change_id_, std::move(change));
 }

@@ -64,9 +64,14 @@ class PluggedHost {
     std::ofstream(daemon_->config_path()) << config;
     REQUIRE(ask("POST", "/v1/reload") == 204);
   }
+  // A worker that dies while the guest or its VMM is told of something is not followed: one that answers has
+  // been through with what came before the question.
   void kill_worker() {
     worker_ = daemon_->worker_pid(worker_);
     REQUIRE(worker_ > 0);
+    for (int i = 0; i < 2; ++i) {
+      REQUIRE(eventually([&] { return get("/v1/partitions/demo")["worker_answers"] == true; }));
+    }
     REQUIRE(::kill(worker_, SIGKILL) == 0);
   }
   // Whether a file can be locked as a program would that uses it as a disk.
@@ -284,6 +289,7 @@ TEST_CASE("a worker that is killed is followed by one that knows the devices of 
   const auto channel = must(guest::GuestChannel::open(driver.bus, nic));
   guest::NetClient net(*channel);
   must(net.initialize({.receive_pages = 32, .send_pages = 64}));
+  INFO(host.daemon().log());
   CHECK_FALSE(child->disconnected_by_host());
   CHECK(guest::read_disk(*driver.disk, 0, 512).size() == 512);
 }
