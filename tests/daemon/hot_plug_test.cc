@@ -364,14 +364,9 @@ std::size_t resident_kib(pid_t pid) {
   return 0;
 }
 
-// All of it: VMBUSD_TEST_PLUGS=1000.
-int plugs_wanted() {
-  const char* const asked = std::getenv("VMBUSD_TEST_PLUGS");
-  return asked != nullptr ? std::atoi(asked) : 100;
-}
-
 TEST_CASE("twenty partitions take plugs, removals and reloads, and grow by nothing", "[daemon][hotplug]") {
   constexpr int kPartitions = 20;
+  constexpr int kPlugs = 1000;
   constexpr int kReloadEvery = 20;
   PluggedHost host;
   std::string config = kDemo;
@@ -460,11 +455,10 @@ TEST_CASE("twenty partitions take plugs, removals and reloads, and grow by nothi
   }
   unplug_all();
   const Use before = use();
-  const int plugs = plugs_wanted();
-  some(plugs);
+  some(kPlugs);
   const Use after = use();
-  WARN(plugs << " plugs: " << before.descriptors << " to " << after.descriptors << " descriptors, "
-             << before.kib << " to " << after.kib << " KiB");
+  WARN(kPlugs << " plugs: " << before.descriptors << " to " << after.descriptors << " descriptors, "
+              << before.kib << " to " << after.kib << " KiB");
   CHECK(after.descriptors == before.descriptors);
   CHECK(after.kib < before.kib + before.kib / 20 + 4096);
   CHECK(count_workers() == workers);
