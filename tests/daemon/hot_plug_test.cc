@@ -39,6 +39,16 @@ class PluggedHost {
     REQUIRE(daemon_->wait_until_ready());
   }
 
+  ~PluggedHost() {
+    const std::string log = daemon_->log();
+    INFO(log);
+    CHECK(is_alive(daemon_->pid()));
+    CHECK(log.find("Sanitizer: ") == std::string::npos);
+    CHECK(log.find("runtime error: ") == std::string::npos);
+  }
+  PluggedHost(const PluggedHost&) = delete;
+  PluggedHost& operator=(const PluggedHost&) = delete;
+
   void make_image(const std::string& name) const {
     std::ofstream(directory_.path(name)) << std::string(guest::kImageBytes, 'i');
   }
