@@ -9,9 +9,11 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 
 #include "base/log.h"
 #include "guest/bystander.h"
@@ -39,6 +41,16 @@ std::optional<Usage> usage_of(int pid) {
   return usage;
 }
 
+// Gives the process time to let go of the guest that was there; what is left then is kept for good.
+std::optional<Usage> usage_at_rest(int pid, std::uint64_t descriptors_at_first) {
+  const Clock::time_point end = Clock::now() + std::chrono::seconds(2);
+  for (;;) {
+    const std::optional<Usage> usage = usage_of(pid);
+    if (!usage || usage->descriptors <= descriptors_at_first || Clock::now() > end) return usage;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
 // What the daemon's processes take, looked at while no guest but the bystander is there. The supervisor's is
 // the first.
 class Watch {
@@ -54,9 +66,11 @@ class Watch {
     if (pids_.empty()) pids_ = pids;
     if (pids_ != pids) return false;
     for (const int pid : pids) {
-      const std::optional<Usage> usage = usage_of(pid);
+      std::vector<Usage>& samples = samples_[pid];
+      const std::optional<Usage> usage =
+          samples.empty() ? usage_of(pid) : usage_at_rest(pid, samples.front().descriptors);
       if (!usage) return false;
-      samples_[pid].push_back(*usage);
+      samples.push_back(*usage);
     }
     return true;
   }
@@ -119,8 +133,15 @@ bool run(const Options& options) {
     return false;
   };
   HostileChild hostile({.socket_path = options.socket, .seed = options.seed});
-  auto bystander = Bystander::attach(options.bystander, options.seed);
-  if (!bystander) return failed("the bystander's beginning", bystander.error());
+  std::unique_ptr<Bystander> bystander;
+  if (!options.bystander.empty()) {
+    auto attached = Bystander::attach(options.bystander, options.seed);
+    if (!attached) return failed("the bystander's beginning", attached.error());
+    bystander = *std::move(attached);
+  }
+  const auto check_bystander = [&]() -> Result<void> {
+    return bystander != nullptr ? bystander->check() : Result<void>{};
+  };
   std::optional<Watch> watch;
   if (options.daemon != 0) watch.emplace(options.daemon);
 
@@ -131,7 +152,7 @@ bool run(const Options& options) {
     if (watch && rounds % kRoundsBetweenLooks == 0) {
       hostile.leave();
       // Its worker has let go of it when it serves the bystander and the next.
-      const Result<void> kept = (*bystander)->check();
+      const Result<void> kept = check_bystander();
       if (!kept) return failed("the bystander", kept.error());
       if (!watch->look()) {
         fmt::print("FAILED: a worker ended in one of the {} rounds before round {}\n", kRoundsBetweenLooks,
@@ -144,11 +165,14 @@ bool run(const Options& options) {
       fmt::print("round {}\n", rounds);
       return failed("a guest that has not misbehaved yet", lived.error());
     }
-    const Result<void> kept = (*bystander)->check();
+    const Result<void> kept = check_bystander();
     if (!kept) return failed("the bystander", kept.error());
   }
-  fmt::print("{} rounds; the bystander's disk kept its data over {} commands\n", rounds,
-             (*bystander)->commands());
+  fmt::print("{} rounds", rounds);
+  if (bystander != nullptr) {
+    fmt::print("; the bystander's disk kept its data over {} commands", bystander->commands());
+  }
+  fmt::print("\n");
   for (const HostileChild::Deed& deed : hostile.deeds()) fmt::print("  {:6} {}\n", deed.times, deed.what);
   return !watch || watch->report();
 }
@@ -162,9 +186,9 @@ int main(int argc, char** argv) {
       "Attaches to a partition of vmbusd and breaks every rule, while a second one's disk is checked.",
       "vmbus-hostile");
   app.add_option("--socket", options.socket, "attach socket of the partition to misbehave in")->required();
-  app.add_option("--bystander", options.bystander,
-                 "attach socket of a partition whose first disk may be overwritten")
-      ->required();
+  app.add_option(
+      "--bystander", options.bystander,
+      "attach socket of a partition whose first disk may be overwritten; none where it is not given");
   app.add_option("--seed", options.seed, "repeats what a run did that printed it");
   app.add_option("--seconds", options.seconds, "how long; 60 where it is not given");
   app.add_option("--daemon", options.daemon,
