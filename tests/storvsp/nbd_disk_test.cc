@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "tests/catch.h"
+#include "tests/io/on_worker.h"
 #include "tests/storvsp/nbd_server.h"
 
 namespace vmbusd::storvsp {
@@ -89,12 +90,7 @@ struct Fixture {
 
   template <typename Function>
   void on_worker(std::size_t index, Function function) {
-    std::promise<void> done;
-    workers[index]->post([&] {
-      function();
-      done.set_value();
-    });
-    done.get_future().get();
+    io::on_worker(*workers[index], std::move(function));
   }
   void submit(TestRequest& request, DiskIo io, std::vector<iovec> pieces, std::size_t queue = 0) {
     request.io = io;
