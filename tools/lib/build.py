@@ -47,6 +47,7 @@ COVERAGE = Variant(
 
 # What guests need of a build, as ninja's targets.
 PROGRAMS = ("daemon/vmbusd", "daemon/vmbusctl", "vmm/vmbus-vmm")
+HOSTILE = "guest/vmbus-hostile"  # what a scenario needs beside them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -220,18 +220,18 @@ class Session:
             file.truncate(size_mib << 20)
         return path
 
-    def start_daemon(self, partitions, prefix=(), scsi="", control=False):
+    def start_daemon(self, partitions, prefix=(), scsi="", control=False, keys=None):
         """Starts vmbusd with partitions, given as name to list of Disk and Nic, and waits for their sockets.
 
         `prefix` is a command that runs vmbusd, for example in a network namespace; `scsi` further keys of the
-        controllers, as TOML; `control` gives it a control socket.
+        controllers, as TOML; `control` gives it a control socket; `keys` has further keys of partitions by name, as TOML.
         """
         # Beside the images, where a vmbusd without privileges can read it; the logs keep a copy.
         config = self.files / "vmbusd.toml"
         text = f'control_socket = "{self.control_socket()}"\n' if control else ""
         for name, devices in partitions.items():
             disks = [device for device in devices if isinstance(device, Disk)]
-            text += f'[[partition]]\nname = "{name}"\nsocket = "{self.socket(name)}"\n'
+            text += f'[[partition]]\nname = "{name}"\nsocket = "{self.socket(name)}"\n{(keys or {}).get(name, "")}\n'
             if disks:
                 text += f'  [[partition.scsi]]\n  name = "{name}-scsi0"\n{scsi}\n'
             text += "".join(disk.toml(lun) for lun, disk in enumerate(disks))

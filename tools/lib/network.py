@@ -22,11 +22,17 @@ class Nic:
 
     tap: str = ""
     socket: pathlib.Path = None
+    backend: str = ""  # one that has neither
     name: str = "nic0"
     options: str = ""
 
     def toml(self):
-        backend = f'backend = "tap"\ntap = "{self.tap}"' if self.tap else f'backend = "stream"\nsocket = "{self.socket}"'
+        if self.tap:
+            backend = f'backend = "tap"\ntap = "{self.tap}"'
+        elif self.socket:
+            backend = f'backend = "stream"\nsocket = "{self.socket}"'
+        else:
+            backend = f'backend = "{self.backend}"'
         return f'  [[partition.nic]]\nname = "{self.name}"\n{backend}\n{self.options}\n'
 
 

@@ -11,6 +11,7 @@ import pathlib
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -25,7 +26,8 @@ from network import IPV4, IPV6, UNPRIVILEGED, UPLINK, Network, Nic
 
 ALIVE_S = 10  # between signs of life
 
-FIO_FIELD = {"read": (6, 7, 17), "write": (47, 48, 58)}  # bandwidth, IOPS, first percentile; counted from 0 [fio(1): TERSE OUTPUT]
+# Bandwidth, IOPS, first percentile; counted from 0. The time in milliseconds is behind the IOPS. [fio(1): TERSE OUTPUT]
+FIO_FIELD = {"read": (6, 7, 17), "write": (47, 48, 58)}
 
 
 def parse_fio(line):
@@ -42,6 +44,13 @@ def parse_fio(line):
         "p50_us": p50,
         "p99_us": p99,
     }
+
+
+def iops_of_both(line):
+    """Of a job that wrote and read: its operations by the time that they took."""
+    fields = line.partition(" ")[2].split(";")
+    rates = [(int(fields[iops]), int(fields[iops + 1])) for _, iops, _ in FIO_FIELD.values()]
+    return sum(rate * time_ms for rate, time_ms in rates) / sum(time_ms for _, time_ms in rates)
 
 
 def checksums_on_host(image, folder, session):
@@ -480,6 +489,38 @@ def open_files(session, path):
     return [link for link in links if os.path.exists(link) and os.path.samefile(link, path)]
 
 
+def hostile_neighbour(session):
+    """Verified I/O of a guest alone and, in turns, beside a hostile one of less weight: nothing is lost, and its IOPS stay."""
+    turns = session.plan.get("neighbour_turns", 8)
+    disk = Disk(session.image("disk.img", 64), "STEADY")
+    prey = [Disk(session.image("hostile.img", 8), "PREY"), Nic(backend="loopback"), Nic(backend="null", name="nic1", options="receive_bytes = 60")]
+    # One processor is all that an emulated root partition has. What an operator does about it: docs/quotas.md, Processor time.
+    session.start_daemon({"demo": [disk], "hostile": prey}, keys={"hostile": "nice = 19"})
+    guest = session.start_guest("demo", "neighbour", SERIAL="STEADY", TURNS=turns, MIB=4)
+    iops = {"alone": [], "beside": []}
+    for turn in range(turns):
+        guest.wait_for("turn", 180, times=turn + 1)
+        hostile = None
+        if turn % 2 == 1:
+            hostile = session.start("hostile", "nice", "-n", 19, session.plan["vmbus-hostile"], "--socket", session.socket("hostile"), "--seconds", 3600)
+        said = guest.wait_for("fio", 240, times=turn + 1)
+        if hostile:
+            check(hostile.poll() is None, f"vmbus-hostile ended: {(session.logs / 'hostile.log').read_text().strip()}")
+            hostile.kill()
+            hostile.wait()
+        iops["beside" if hostile else "alone"].append(round(iops_of_both(said)))
+    guest.finish(60)
+    check(guest.last("errors") == "0", f"the guest's kernel logged {guest.last('errors')} I/O errors")
+    lives = (session.logs / "vmbusd.log").read_text(errors="replace").count("hostile: VMM attached")
+    check(lives >= turns, f"the hostile guest attached {lives} times only")
+    alone, beside = (statistics.median(iops[name]) for name in ("alone", "beside"))
+    result = {"iops": iops, "ratio": round(beside / alone, 2), "hostile_lives": lives}
+    session.say("neighbour", result)
+    # Wide: what is emulated has bad moments. docs/testing.md has what was measured.
+    check(beside > alone / 3, f"beside a hostile guest there are {beside} of {alone} IOPS left: {iops}")
+    return result
+
+
 TAKEN_UP = "the guest goes on after "
 VMM_BACK = "vmbusd is back"
 VMM_LOST = "do not answer any more"
@@ -817,6 +858,9 @@ SCENARIOS = {
     "worker-killed": worker_killed,
     "supervisor-killed": supervisor_killed,
     "hot-plug": hot_plug,
+
+
+    "hostile-neighbour": hostile_neighbour,
     "second-kernel": second_kernel,
     "network": network,
     "network-offloads": network_offloads,

@@ -33,6 +33,7 @@ NEEDS = {
     "network-dpdk": ("dpdk", lambda: str(dpdk.image())),
     "distro": ("distro", distro_image.distro),
     "sg3-utils": ("libiscsi", lambda: str(libiscsi.image())),
+    "hostile-neighbour": ("vmbus-hostile", lambda: str((build.folder() / build.HOSTILE).absolute())),
     "integration": ("daemons", lambda: str(hyperv_daemons.image())),
 }
 
@@ -95,7 +96,7 @@ def guests_wanted(arguments, report):
         for name in [name for name in names if name in NOT_EMULATED and f"guest/{name}" not in arguments.names]:
             names.remove(name)
             report(build.Outcome(f"guest/{name}", "skipped", 0.0, NOT_EMULATED[name]))
-    if names and not build.compile_all(targets=build.PROGRAMS):
+    if names and not build.compile_all(targets=(*build.PROGRAMS, build.HOSTILE)):
         for name in names:
             report(build.Outcome(f"guest/{name}", "failed", 0.0, "vmbusd does not build"))
         return []
