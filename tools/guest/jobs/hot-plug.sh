@@ -53,6 +53,8 @@ for _ in $(seq "$TIMES"); do
     ping -c 1 -W 1 "$HOST" >/tmp/ping 2>&1 && break
   done
   attempt ping -c 3 -i 0.2 -W 2 "$HOST"
+  # Linux's driver waits without end for the completion of what it sent before it heard of the removal.
+  ip link set "$nic" down
   say pinged "$nic"
   until_gone "/sys/class/net/$nic"
   say nic-gone
