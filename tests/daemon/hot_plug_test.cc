@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "daemon/sandbox.h"
 #include "guest/net_client.h"
 #include "tests/daemon/http_client.h"
 #include "tests/guest/host.h"
@@ -473,7 +474,11 @@ TEST_CASE("twenty partitions take plugs, removals and reloads, and grow by nothi
   WARN(kPlugs << " plugs: " << before.descriptors << " to " << after.descriptors << " descriptors, "
               << before.kib << " to " << after.kib << " KiB");
   CHECK(after.descriptors == before.descriptors);
-  CHECK(after.kib < before.kib + before.kib / 20 + 4096);
+  if (kInstrumented) {
+    WARN("built with sanitizers or for coverage, which keep memory that was freed: its growth is not tested");
+  } else {
+    CHECK(after.kib < before.kib + before.kib / 20 + 4096);
+  }
   CHECK(count_workers() == workers);
   for (const auto& driver : drivers) CHECK(guest::read_disk(*driver->disk, 0, 512).size() == 512);
 }
