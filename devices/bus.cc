@@ -17,6 +17,9 @@ namespace {
 constexpr std::uint32_t kStatusUnsuccessful = 0xc0000001;
 constexpr std::uint32_t kStatusInvalidParameter = 0xc000000d;
 
+// For a guest to let go of a device that is removed.
+constexpr std::chrono::seconds kLetGoTime{5};
+
 // What save() writes of a bus, and a row of it. Devices go by what the guest knows them by: another process
 // may have others.
 struct SavedBus {
@@ -56,6 +59,7 @@ Bus::Bus(Config config, io::Worker& control, UniqueFd socket, std::function<void
 
 Bus::~Bus() {
   VMBUSD_ASSERT(channels_.empty());
+  control_.disarm(removal_timer_);
 }
 
 void Bus::start() {
@@ -156,16 +160,38 @@ void Bus::remove_device(Device& device, std::function<void()> done) {
   begin_transition();
   config_.devices.erase(std::remove(config_.devices.begin(), config_.devices.end(), &device),
                         config_.devices.end());
-  removals_.push_back({&device, std::move(done)});
+  removals_.push_back({&device, std::move(done), control_.now() + kLetGoTime});
+  if (!removal_timer_.timer_hook.is_linked()) control_.arm(removal_timer_, removals_.back().due);
   // What is being taken up is looked through when it has been.
-  if (!recovering_) rescind(device);
+  if (!recovering_) {
+    if (const auto relid = primary_of(device)) server_->rescind(*relid);
+  }
   advance_removals();
 }
 
-void Bus::rescind(const Device& device) {
+std::optional<vmbus::Relid> Bus::primary_of(const Device& device) const {
   for (const auto& [relid, offered] : offered_) {
+    if (offered.device == &device && offered.sub_channel_index == 0) return relid;
+  }
+  return std::nullopt;
+}
+
+// Closes what a guest has not let go of in time.
+void Bus::close_removed() {
+  std::vector<const Device*> late;
+  for (Removal& removal : removals_) {
+    if (removal.closed) continue;
+    if (removal.due > control_.now()) {
+      control_.arm(removal_timer_, removal.due);
+      break;
+    }
+    removal.closed = true;
+    late.push_back(removal.device);
+  }
+  for (const Device* const device : late) {
+    log_.warning("{} is removed, and the guest does not let go of it: closing it", device->name());
     // A primary's sub-channels go with it.
-    if (offered.device == &device && offered.sub_channel_index == 0) return server_->rescind(relid);
+    if (const auto relid = primary_of(*device)) server_->close_rescinded(*relid);
   }
 }
 

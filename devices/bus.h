@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -74,8 +75,8 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
 
   // At run time: offers the device, at once or when another of the same instance has left the guest.
   void add_device(Device& device);
-  // Takes it from the guest; `done` is called from the control worker's loop, when nothing of it is in use
-  // and it may be destroyed.
+  // Takes it from the guest, which is served until it lets go, for a few seconds at most; `done` is called
+  // from the control worker's loop, when nothing of it is in use and it may be destroyed.
   void remove_device(Device& device, std::function<void()> done);
 
   // Whether the VMM can have its guest taken up by another supervisor's worker.
@@ -122,6 +123,16 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   struct Removal {
     Device* device;
     std::function<void()> done;
+    io::Clock::time_point due;  // when it is closed for a guest that has not let go of it
+    bool closed = false;        // that was done
+  };
+  class RemovalTimer final : public io::Timer {
+   public:
+    explicit RemovalTimer(Bus& bus) : bus_(bus) {}
+    void expired() noexcept override { bus_.close_removed(); }
+
+   private:
+    Bus& bus_;
   };
   struct Change {
     std::function<void()> change;
@@ -170,7 +181,8 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void exchange_devices();
   void offer(Device& device, std::uint32_t sub_channel_index);
   void offer_missing();
-  void rescind(const Device& device);
+  [[nodiscard]] std::optional<vmbus::Relid> primary_of(const Device& device) const;
+  void close_removed();
   void advance_removals();
   [[nodiscard]] bool removed(const Device* device) const;
   void start_channel(vmbus::Relid relid);
@@ -199,7 +211,8 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   std::unique_ptr<vmbus::Server> server_;  // after Hello
   std::map<vmbus::Relid, Offered> offered_;
   std::map<vmbus::Relid, OpenChannel> channels_;
-  std::vector<Removal> removals_;
+  std::vector<Removal> removals_;  // in the order of their coming, and so of their due times
+  RemovalTimer removal_timer_{*this};
   std::function<void()> reset_done_;
   std::deque<Change> changes_;       // that drain; the first is under way
   std::set<vmbus::Relid> draining_;  // channels that the first change waits for

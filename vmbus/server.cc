@@ -25,6 +25,9 @@ Result<Relid> Server::offer(const Offer& offer) {
 void Server::rescind(Relid relid) {
   impl_->core.rescind(relid);
 }
+void Server::close_rescinded(Relid relid) {
+  impl_->core.close_rescinded(relid);
+}
 void Server::open_done(Relid relid, std::uint32_t status) {
   impl_->core.open_done(relid, status);
 }

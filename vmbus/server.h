@@ -131,8 +131,12 @@ class Server {
   // instance, index) is offered already, or for a sub-channel whose primary is not open. Sub-channels live as
   // long as the primary stays open: its closing revokes them.
   [[nodiscard]] Result<Relid> offer(const Offer& offer);
-  // Takes an offer back: the channel is closed, the guest told; offer_gone() follows.
+  // Takes an offer back: the guest is told. A channel that is open, and its sub-channels, are served on until
+  // the guest closes them or releases their relids; offer_gone() follows.
   void rescind(Relid relid);
+  // Serves a rescinded channel no longer: closes it and its sub-channels. Not open any more, or not
+  // rescinded: nothing.
+  void close_rescinded(Relid relid);
 
   // `status` 0 is success; others are NTSTATUS values for the guest.
   void open_done(Relid relid, std::uint32_t status);

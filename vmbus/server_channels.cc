@@ -122,17 +122,36 @@ void ServerCore::rescind(Relid relid) {
   if (channel == nullptr || channel->offer_state != OfferState::kOffered) return;
   if (channel->primary()) {
     for (auto& [other_relid, other] : channels_) {
-      if (!other.primary() && same_device(other.offer, channel->offer)) revoke(other);
+      if (!other.primary() && same_device(other.offer, channel->offer)) withdraw(other);
     }
   }
-  revoke(*channel);
+  withdraw(*channel);
   deliver();
 }
 
+void ServerCore::close_rescinded(Relid relid) {
+  Channel* const channel = find_channel(relid);
+  if (channel == nullptr || channel->offer_state != OfferState::kRevoked || !channel->running()) return;
+  stop(*channel);
+  deliver();
+}
+
+// Drivers wait for answers to all that they sent before they heard of it, so an open channel is served on
+// until the guest closes it. [linux: rndis_filter.c, rndis_filter_halt_device; storvsc_drv.c, storvsc_remove]
+void ServerCore::withdraw(Channel& channel) {
+  if (channel.offer_state != OfferState::kOffered || !channel.told || !channel.running() || !connected()) {
+    return revoke(channel);
+  }
+  tell(RescindChannelOffer{.relid = channel.relid});
+  channel.offer_state = OfferState::kRevoked;
+}
+
+// The same for a channel that nobody is to use any more.
 void ServerCore::revoke(Channel& channel) {
-  if (channel.offer_state != OfferState::kOffered) return;
-  channel.offer_state = OfferState::kRevoking;
-  cancel_queued_open(channel);
+  if (channel.offer_state == OfferState::kOffered) {
+    channel.offer_state = OfferState::kRevoking;
+    cancel_queued_open(channel);
+  }
   if (channel.running()) stop(channel);
   advance(channel);
 }
@@ -151,6 +170,7 @@ void ServerCore::on_relid_released(const RelidReleased& message) {
   // Linux skips the teardown of a rescinded channel's GPADLs. [linux: channel.c, vmbus_teardown_gpadl]
   gpadls_.abandon(channel->relid);
   channel->offer_state = OfferState::kReleased;
+  if (channel->running()) stop(*channel);
   advance(*channel);
 }
 

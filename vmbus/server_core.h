@@ -39,6 +39,7 @@ class ServerCore {
   void guest_message(std::uint32_t connection_id, std::span<const std::byte> message);
   [[nodiscard]] Result<Relid> offer(const Offer& offer);
   void rescind(Relid relid);
+  void close_rescinded(Relid relid);
   void open_done(Relid relid, std::uint32_t status);
   void close_done(Relid relid);
   void retarget_done(Relid relid, std::uint32_t status);
@@ -100,7 +101,7 @@ class ServerCore {
   enum class OfferState : std::uint8_t {
     kOffered,
     kRevoking,  // to be rescinded when the channel is closed
-    kRevoked,   // the guest was told and has not released the relid
+    kRevoked,   // the guest was told and has not released the relid; the channel may be open
     kReleased,  // the guest let go; its GPADLs are being released
     kGone,      // offer_gone is queued
   };
@@ -184,6 +185,7 @@ class ServerCore {
   [[nodiscard]] bool target_vp_valid(std::uint32_t vp) const;
   void start(Channel& channel);
   void stop(Channel& channel);
+  void withdraw(Channel& channel);
   void revoke(Channel& channel);
   void retire(Channel& channel);
   void advance(Channel& channel);

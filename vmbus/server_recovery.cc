@@ -42,7 +42,8 @@ bool ServerCore::settled() const {
   return std::all_of(channels_.begin(), channels_.end(), [](const auto& entry) {
     const Channel& channel = entry.second;
     return (channel.run_state == RunState::kClosed || channel.run_state == RunState::kOpen) &&
-           (channel.offer_state == OfferState::kOffered || channel.offer_state == OfferState::kRevoked) &&
+           (channel.offer_state == OfferState::kOffered ||
+            (channel.offer_state == OfferState::kRevoked && channel.run_state == RunState::kClosed)) &&
            !channel.queued_open && !channel.retargeting;
   });
 }

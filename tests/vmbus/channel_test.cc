@@ -331,16 +331,51 @@ TEST_CASE("rescind", "[vmbus]") {
     s.post(RelidReleased{.relid = 1});
     CHECK(s.take().empty());
   }
-  SECTION("of an open channel: closed before it is told") {
+  SECTION("of an open channel: told, and served until the guest closes it") {
     s.connect();
     s.open(1);
-    s.prompt = false;
     s.server.rescind(1);
+    s.server.rescind(1);
+    CHECK(s.take() == Seen{"RESCIND_CHANNELOFFER 1"});
+    CHECK_FALSE(s.server.settled());
+    s.post(CloseChannel{.relid = 1});
+    CHECK(s.take() == Seen{"close 1"});
+    CHECK(s.server.settled());
+    s.post(RelidReleased{.relid = 1});
+    CHECK(s.take() == Seen{"release 1 0x10", "gone 1"});
+  }
+  SECTION("of an open channel that the guest does not close: its relid's release does") {
+    s.connect();
+    s.open(1);
+    s.server.rescind(1);
+    s.prompt = false;
+    s.take();
+    s.post(RelidReleased{.relid = 1});
     CHECK(s.take() == Seen{"close 1"});
     s.server.close_done(1);
-    CHECK(s.take() == Seen{"RESCIND_CHANNELOFFER 1"});
-    s.post(CloseChannel{.relid = 1});  // Linux posts it none the less
+    CHECK(s.take() == Seen{"release 1 0x10"});
+    s.server.gpadl_released(1, 0x10);
+    CHECK(s.take() == Seen{"gone 1"});
+  }
+  SECTION("of an open channel that the guest holds on to: we close it") {
+    s.connect();
+    s.open(1);
+    s.server.close_rescinded(1);
+    CHECK(s.take().empty());  // it is not rescinded
+    s.server.rescind(1);
+    s.server.close_rescinded(1);
+    s.server.close_rescinded(1);
+    CHECK(s.take() == Seen{"RESCIND_CHANNELOFFER 1", "close 1"});
+    s.post(CloseChannel{.relid = 1});
     CHECK(s.take().empty());
+  }
+  SECTION("of an open channel: gone with the connection") {
+    s.connect();
+    s.open(1);
+    s.server.rescind(1);
+    s.take();
+    s.post(Unload{});
+    CHECK(s.take() == Seen{"close 1", "release 1 0x10", "gone 1", "ended", "UNLOAD_RESPONSE"});
   }
   SECTION("of an opening channel: the open is answered") {
     s.connect();
@@ -349,8 +384,8 @@ TEST_CASE("rescind", "[vmbus]") {
     s.post_open(1, 7, 0x10);
     s.take();
     s.server.rescind(1);
-    s.server.close_done(1);
-    CHECK(s.take() == Seen{"close 1", "OPENCHANNEL_RESULT 1 7 0xc0000120", "RESCIND_CHANNELOFFER 1"});
+    s.server.open_done(1, 0);
+    CHECK(s.take() == Seen{"RESCIND_CHANNELOFFER 1", "OPENCHANNEL_RESULT 1 7 0x0"});
   }
   SECTION("of a closing channel with an open that waits: it is answered") {
     s.connect();
@@ -372,7 +407,7 @@ TEST_CASE("rescind", "[vmbus]") {
     s.post_gpadl(1, 0x11, 4);
     s.post(GpadlTeardown{.relid = 1, .gpadl = 0x11});
     s.post(GpadlTeardown{.relid = 1, .gpadl = 0x10});
-    CHECK(s.take() == Seen{"GPADL_CREATED 1 0x11 0x0", "release 1 0x11", "GPADL_TORNDOWN 0x11",
+    CHECK(s.take() == Seen{"GPADL_CREATED 1 0x11 0x0", "release 1 0x11", "GPADL_TORNDOWN 0x11", "close 1",
                            "release 1 0x10", "GPADL_TORNDOWN 0x10"});
   }
   SECTION("Linux releases the relid without tearing down: the GPADLs go first") {
@@ -381,6 +416,7 @@ TEST_CASE("rescind", "[vmbus]") {
     s.post_gpadl(1, 0x20, 64);
     s.post(GpadlHeader{.relid = 1, .gpadl = 0x30, .range_buflen = 24, .rangecount = 1});
     s.server.rescind(1);
+    s.post(CloseChannel{.relid = 1});
     s.prompt = false;
     s.take();
     s.post(RelidReleased{.relid = 1});
@@ -398,6 +434,7 @@ TEST_CASE("rescind", "[vmbus]") {
     s.connect();
     s.open(1);
     s.server.rescind(1);
+    s.post(CloseChannel{.relid = 1});
     s.prompt = false;
     s.post(GpadlTeardown{.relid = 1, .gpadl = 0x10});
     s.post(RelidReleased{.relid = 1});
@@ -413,10 +450,11 @@ TEST_CASE("rescind", "[vmbus]") {
     s.open(1);
     CHECK(s.server.find_gpadl(1, 0x10) != nullptr);
   }
-  SECTION("while it closes for the rescind the guest cannot release") {
+  SECTION("while it closes before the rescind the guest cannot release") {
     s.connect();
     s.open(1);
     s.prompt = false;
+    s.post(CloseChannel{.relid = 1});
     s.server.rescind(1);
     s.post(RelidReleased{.relid = 1});
     s.server.close_done(1);
@@ -489,12 +527,24 @@ TEST_CASE("sub-channels", "[vmbus]") {
   }
   SECTION("go with a rescinded primary") {
     s.server.rescind(1);
-    CHECK(s.take() == Seen{"close 3", "close 4", "close 1", "RESCIND_CHANNELOFFER 3",
-                           "RESCIND_CHANNELOFFER 4", "RESCIND_CHANNELOFFER 1"});
+    CHECK(s.take() == Seen{"RESCIND_CHANNELOFFER 3", "RESCIND_CHANNELOFFER 4", "RESCIND_CHANNELOFFER 1"});
+    s.post(CloseChannel{.relid = 3});
+    s.post(RelidReleased{.relid = 3});
+    CHECK(s.take() == Seen{"close 3", "release 3 0x13", "gone 3"});
+    s.post(CloseChannel{.relid = 1});
+    CHECK(s.take() == Seen{"close 4", "close 1"});
+  }
+  SECTION("go with a rescinded primary that is closed for the guest") {
+    s.server.rescind(1);
+    s.take();
+    s.server.close_rescinded(1);
+    CHECK(s.take() == Seen{"close 3", "close 4", "close 1"});
   }
   SECTION("can be rescinded alone") {
     s.server.rescind(4);
-    CHECK(s.take() == Seen{"close 4", "RESCIND_CHANNELOFFER 4"});
+    CHECK(s.take() == Seen{"RESCIND_CHANNELOFFER 4"});
+    s.post(CloseChannel{.relid = 4});
+    CHECK(s.take() == Seen{"close 4"});
   }
   SECTION("are gone after a disconnect; the primary is not") {
     s.post(Unload{});
