@@ -176,6 +176,7 @@ class ScsiController final : public Controller {
 
   void reset() override {
     state_->ready_version.store(0, std::memory_order_relaxed);
+    state_->region.reset();  // may be another channel's in the next connection
     for (ControllerState::Lun& lun : state_->luns) {
       if (lun.unit != nullptr) lun.unit->reset();
     }
@@ -194,10 +195,12 @@ class ScsiController final : public Controller {
       state_->luns[lun] = std::move(made.lun);
       luns_changed(*state_);
     });
-    tell_channels(threads, [lun](StorChannel& channel) {
-      channel.add_lun(lun);
-      channel.tell_guest_of_luns();
-    });
+    // All serve it before the guest hears of it: it may ask on any.
+    tell_channels(
+        state_, threads.control, [lun](StorChannel& channel) { channel.add_lun(lun); },
+        [state = state_, &control = threads.control] {
+          tell_channels(state, control, [](StorChannel& channel) { channel.tell_guest_of_luns(); });
+        });
     return {};
   }
 
@@ -231,11 +234,7 @@ class ScsiController final : public Controller {
                   luns_changed(*state);
                 });
                 tell_channels(state, control, [](StorChannel& channel) { channel.tell_guest_of_luns(); });
-                if (const auto held = in_use.lock()) {
-                  held->gone = [&control, done] { control.post(done); };
-                } else {
-                  done();
-                }
+                in_use.lock()->gone = [&control, done] { control.post(done); };  // `gone` has it still
               });
         });
     return {};
@@ -313,7 +312,7 @@ class ScsiController final : public Controller {
     made.in_use = in_use;
     ControllerState::Lun& lun = made.lun;
     lun.unit = std::make_unique<LogicalUnit>(std::move(options));
-    lun.medium = {plan.probe.device, plan.probe.inode, plan.geometry.size_bytes};
+    lun.medium = {plan.probe.device, plan.probe.inode, 0};
     KeptRecord kept(std::move(disk.reservations));
     if (const std::optional<PersistentReservation> reserved =
             from_record(kept.bytes(), lun.unit->identity().id)) {
@@ -361,15 +360,16 @@ class ScsiController final : public Controller {
     if (state.region != nullptr) state.record().notice_due = 1;
   }
 
-  static void tell_channels(const std::shared_ptr<ControllerState>& state, io::Worker& control,
-                            const ChannelSet::Visit& tell) {
+  static void tell_channels(
+      const std::shared_ptr<ControllerState>& state, io::Worker& control, const ChannelSet::Visit& tell,
+      std::function<void()> done = [] {}) {
     state->channels.meet(
         control,
         [state, tell](StorChannel& channel, const std::shared_ptr<Barrier>& barrier) {
           tell(channel);
           barrier->arrive(&channel);
         },
-        [] {});
+        std::move(done));
   }
   void tell_channels(const Threads& threads, const ChannelSet::Visit& tell) const {
     tell_channels(state_, threads.control, tell);

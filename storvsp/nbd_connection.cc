@@ -106,6 +106,7 @@ void NbdConnection::connect(UniqueFd socket) {
   if (home == nullptr) return;
   home->post([self = shared_from_this()] {
     self->wanted_ = false;
+    self->rests_ = self->held_.empty();
     self->step();
   });
 }
@@ -148,6 +149,8 @@ void NbdConnection::step() {
   stepping_ = true;
   while (std::exchange(again_, false)) {
     end_aborted();
+    // Each need has the whole time.
+    if (!ready_ && !failing_ && !at_work()) lost_since_.reset();
     if (!ready_) begin();
     greet();
     issue_held();
@@ -183,6 +186,7 @@ void NbdConnection::begin() {
     return;
   }
   wanted_ = false;
+  rested_ = std::exchange(rests_, false);
   handle_ = make_nbd_handle(options_.export_name);
   if (handle_ == nullptr) return lose("no memory");
   greeting_since_ = Clock::now();
@@ -201,8 +205,10 @@ void NbdConnection::greet() {
     return lose("the export is another than it was: its size or what it can do has changed");
   }
   ready_ = true;
+  rested_ = false;
   if (was_ready_ || failing_) {
-    const auto gone = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - *lost_since_);
+    const auto gone = std::chrono::duration_cast<std::chrono::milliseconds>(
+        Clock::now() - lost_since_.value_or(greeting_since_));
     log_.info("the NBD server is there again after {} ms", gone.count());
   }
   was_ready_ = true;
@@ -285,7 +291,6 @@ void NbdConnection::take_answers() {
 }
 
 void NbdConnection::answer(NbdOperation& operation) {
-  const DiskIo& io = operation.io;
   // libnbd's word for a connection that broke, and a server's for one that is about to.
   if (operation.error == ENOTCONN || operation.error == ESHUTDOWN) {
     const bool closing = operation.error == ESHUTDOWN;
@@ -294,21 +299,29 @@ void NbdConnection::answer(NbdOperation& operation) {
     if (closing) lose("the server is shutting down");
     return;
   }
-  if (operation.error == 0 && !operation.made_durable_) {
-    if (io.op == DiskOp::kMap && operation.extent.length == 0) operation.error = EIO;
-    const bool in_pieces = io.op != DiskOp::kFlush && io.op != DiskOp::kMap;
-    if (in_pieces) {
-      operation.bytes_done_ += operation.bytes_asked_;
-      if (operation.bytes_done_ < io.length) return held_.push_front(operation), void(again_ = true);
-    }
-    if (io.op == DiskOp::kWrite && io.fua && !options_.expected.fua && options_.expected.flushes) {
-      operation.made_durable_ = true;
+  if (operation.error == 0 && goes_on(operation)) {
+    if (!operation.aborted.load(std::memory_order_relaxed)) {
       held_.push_front(operation);
       again_ = true;
       return;
     }
+    operation.error = ECANCELED;
   }
   over_.push_back(operation);
+}
+
+// What was asked for being done: whether there is more to ask for.
+bool NbdConnection::goes_on(NbdOperation& operation) const {
+  const DiskIo& io = operation.io;
+  if (operation.made_durable_) return false;
+  if (io.op == DiskOp::kMap && operation.extent.length == 0) operation.error = EIO;
+  if (io.op == DiskOp::kFlush || io.op == DiskOp::kMap) return false;
+  operation.bytes_done_ += operation.bytes_asked_;
+  if (operation.bytes_done_ < io.length) return true;
+  const bool flush_behind =
+      io.op == DiskOp::kWrite && io.fua && !options_.expected.fua && options_.expected.flushes;
+  operation.made_durable_ = flush_behind;
+  return flush_behind;
 }
 
 // What the server has not answered is asked for again on the next connection: whether it was done is not to
@@ -324,6 +337,8 @@ void NbdConnection::lose(const char* reason) {
   handle_.reset();
   if (!lost_since_) lost_since_ = Clock::now();
   const bool was_ready = std::exchange(ready_, false);
+  // Servers do not wait for a handshake without end.
+  if (std::exchange(rested_, false)) another_until_ = Clock::now() + kGreetingTime;
   read_poll_.cancel();
   write_poll_.cancel();
   issued_.splice(issued_.begin(), answered_);  // they are told the same, or would be
@@ -346,7 +361,7 @@ void NbdConnection::lose(const char* reason) {
 Clock::time_point NbdConnection::due() const {
   const Clock::time_point given_up =
       lost_since_.value_or(Clock::time_point::max() - options_.reconnect_delay) + options_.reconnect_delay;
-  return handle_ == nullptr ? given_up : std::max(given_up, greeting_since_ + kGreetingTime);
+  return std::max(given_up, handle_ == nullptr ? another_until_ : greeting_since_ + kGreetingTime);
 }
 
 void NbdConnection::fail_held() {

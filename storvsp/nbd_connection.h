@@ -138,6 +138,7 @@ class NbdConnection final : public std::enable_shared_from_this<NbdConnection>, 
   [[nodiscard]] std::int64_t ask(NbdOperation& operation);
   void take_answers();
   void answer(NbdOperation& operation);
+  [[nodiscard]] bool goes_on(NbdOperation& operation) const;
   void lose(const char* reason);
   void fail_held();
   void give_back();
@@ -161,12 +162,15 @@ class NbdConnection final : public std::enable_shared_from_this<NbdConnection>, 
   bool ready_ = false;  // its handshake is over
   Poll read_poll_;
   Poll write_poll_;
-  bool wanted_ = false;                              // asked for, and not offered yet
-  bool was_ready_ = false;                           // ever
+  bool wanted_ = false;     // asked for, and not offered yet
+  bool rests_ = true;       // a socket that is offered was not needed when it came
+  bool rested_ = false;     // the one in use; the server may have closed it meanwhile
+  bool was_ready_ = false;  // ever
   std::optional<io::Clock::time_point> lost_since_;  // since when there has been need
   io::Clock::time_point greeting_since_;
-  bool failing_ = false;   // the operator has been told
-  std::string complaint_;  // logged last, since there was a connection
+  io::Clock::time_point another_until_;  // after one that had rested too long
+  bool failing_ = false;                 // the operator has been told
+  std::string complaint_;                // logged last, since there was a connection
   List held_;
   List issued_;
   List answered_;

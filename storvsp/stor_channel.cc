@@ -541,13 +541,14 @@ Result<void> StorChannel::recover_luns() {
     const MediumRecord medium = now.medium_served();
     const MediumRecord recorded = std::exchange(record_->media[lun], medium);
     if (std::exchange(record_->resets[lun], 0) != 0) state_.resets_left |= std::uint64_t{1} << lun;
+    const bool same_disk = now.served() && now.unit->is_of(records[lun]);
     // The guest would write into the other what is meant for the one, from its cache at the latest.
     if (medium.size_bytes != 0 && recorded.size_bytes != 0 &&
         (recorded.device != medium.device || recorded.inode != medium.inode ||
-         recorded.size_bytes > medium.size_bytes)) {
+         (same_disk && recorded.size_bytes > medium.size_bytes))) {
       return vmbusd::fail(Errc::kProtocol, "a LUN has another image than before");
     }
-    if (now.served() && now.unit->is_of(records[lun])) {
+    if (same_disk) {
       VMBUSD_CHECK(now.unit->restore(records[lun]));
       grown = grown || records[lun].size_bytes != now.unit->geometry().size_bytes;
     } else if (now.served() || records[lun].incarnation != 0) {
@@ -626,7 +627,7 @@ void StorChannel::finish_reset(StorRequest& request, std::uint64_t luns) {
   if (!channel_->stopping()) {
     const bool one_lun = request.slot->packet.header.operation == Operation::kResetLun;
     for (std::uint8_t lun = 0; lun < kLunSlots; ++lun) {
-      if ((luns & luns_ >> lun & 1) == 0) continue;
+      if (((luns & luns_) >> lun & 1) == 0) continue;
       state_.luns[lun].unit->reset_by_guest(one_lun ? UnitAttention::kLogicalUnitReset
                                                     : UnitAttention::kBusReset);
       record_lun(lun);

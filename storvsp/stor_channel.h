@@ -32,11 +32,14 @@ struct ControllerState {
   struct Lun {
     std::shared_ptr<Disk> disk;  // nullptr: no such LUN; channels that have a queue of it hold it too
     std::unique_ptr<LogicalUnit> unit;
-    MediumRecord medium{};
+    MediumRecord medium{};           // but for its size, which is the unit's
     LimitedDisk* limited = nullptr;  // `disk`, where it is one
     bool leaving = false;            // no channel takes it up any more
     [[nodiscard]] bool served() const { return disk != nullptr && !leaving; }
-    [[nodiscard]] MediumRecord medium_served() const { return served() ? medium : MediumRecord{}; }
+    [[nodiscard]] MediumRecord medium_served() const {
+      return served() ? MediumRecord{medium.device, medium.inode, unit->geometry().size_bytes}
+                      : MediumRecord{};
+    }
   };
 
   VstorLimits limits;

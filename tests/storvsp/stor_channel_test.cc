@@ -394,6 +394,14 @@ const ResetCase kResetCases[] = {
     {"bus, and the disk has begun", Operation::kResetBus, 0, true, {}, {3, 1, 2}, 0},
 };
 
+// What TEST UNIT READY reports, as ASC and ASCQ; 0: nothing.
+int attention_of(StorGuest& guest, std::uint8_t lun) {
+  const Completion completion =
+      guest.call(wire_bytes(StorGuest::srb({0, 0, 0, 0, 0, 0}, DataIn::kUnknown, 0, lun)));
+  const auto& sense = completion.packet.srb.cdb_or_sense;
+  return good(completion) ? 0 : sense[12] << 8 | sense[13];
+}
+
 bool aborted(const Completion& completion) {
   return completion.packet.header.status == Status::kCancelled &&
          completion.packet.srb.srb_status == static_cast<std::uint8_t>(SrbStatus::kAborted) &&
@@ -443,6 +451,32 @@ TEST_CASE("a reset aborts what came before it, and is answered after that", "[st
         CHECK(completion->id == id);
         CHECK(good(*completion));
       }
+    }
+  }
+}
+
+TEST_CASE("a reset is told by the LUNs that it was for, and by no other", "[storvsp]") {
+  struct Case {
+    const char* rule;
+    Operation operation;
+    std::uint8_t lun;
+    int first;
+    int second;
+  };
+  constexpr Case kCases[] = {
+      {"the first LUN", Operation::kResetLun, 0, 0x2903, 0},
+      {"the second LUN", Operation::kResetLun, 5, 0, 0x2903},
+      {"the bus", Operation::kResetBus, 0, 0x2902, 0x2902},
+  };
+  for (const Case& c : kCases) {
+    DYNAMIC_SECTION(c.rule) {
+      Controller controller;
+      StorGuest guest(controller.channel());
+      guest.negotiate();
+      while (attention_of(guest, 0) != 0 || attention_of(guest, 5) != 0) continue;
+      CHECK(good(guest.call(wire_bytes(reset_packet(c.operation, c.lun)))));
+      CHECK(attention_of(guest, 0) == c.first);
+      CHECK(attention_of(guest, 5) == c.second);
     }
   }
 }
