@@ -71,7 +71,8 @@ Result<void> storage_read(std::uint64_t count) {
   config.partition = config.name = "bench";
   config.disks.emplace_back();
   config.disks.front().fd = std::move(file);
-  VMBUSD_TRY(const std::unique_ptr<storvsp::Controller> controller, storvsp::make_controller(std::move(config)));
+  VMBUSD_TRY(const std::unique_ptr<storvsp::Controller> controller,
+             storvsp::make_controller(std::move(config)));
   VMBUSD_TRY(const std::unique_ptr<LocalHost> host, LocalHost::make(*controller, kRingPages));
   guest::StorClient client(*host, kDepth);
   VMBUSD_CHECK(client.initialize());

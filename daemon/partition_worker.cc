@@ -57,6 +57,7 @@ class PartitionWorker {
         signals_(std::move(signals)),
         drain_timer_(*this),
         leave_timer_(*this),
+        rest_timer_(*this),
         thaw_timer_(*this) {}
   PartitionWorker(const PartitionWorker&) = delete;
   PartitionWorker& operator=(const PartitionWorker&) = delete;
@@ -91,6 +92,15 @@ class PartitionWorker {
     PartitionWorker& owner_;
   };
 
+  class RestTimer final : public io::Timer {
+   public:
+    explicit RestTimer(PartitionWorker& owner) : owner_(owner) {}
+    void expired() noexcept override { owner_.leave_in_flight(); }
+
+   private:
+    PartitionWorker& owner_;
+  };
+
   class ThawTimer final : public io::Timer {
    public:
     explicit ThawTimer(PartitionWorker& owner) : owner_(owner) {}
@@ -102,6 +112,8 @@ class PartitionWorker {
   // A guest that opens or closes something is done with it soon.
   static constexpr int kLeaveTries = 50;
   static constexpr std::chrono::milliseconds kLeaveInterval{20};
+  // For what is in flight to end, while nothing else of the guest's is served.
+  static constexpr std::chrono::seconds kRestTime{1};
   static constexpr std::uint32_t kChannelReportsPerSecond = 100;
   static constexpr std::chrono::seconds kThawTime{3};  // for the guest to answer when vmbusd stops
 
@@ -442,13 +454,21 @@ class PartitionWorker {
   // Has another process go on: this one ends without a word to the VMM.
   void leave(int tries) {
     if (bus_ == nullptr) ::_exit(kExitOk);
+    if (tries == kLeaveTries) control_.arm(rest_timer_, io::Clock::now() + kRestTime);
     bus_->at_rest([this, tries](bool recorded) {
       if (recorded) ::_exit(kExitOk);
+      if (tries == 0) control_.disarm(rest_timer_);
       if (tries == 0 && stopping_) return bus_->shut_down();
       if (tries == 0) return report(StaysReport{});
       leave_timer_.tries = tries - 1;
       control_.arm(leave_timer_, io::Clock::now() + kLeaveInterval);
     });
+  }
+
+  // A disk may wait for its server for as long as it was told to.
+  void leave_in_flight() {
+    if (bus_ != nullptr && bus_->recorded()) ::_exit(kExitOk);
+    control_.arm(rest_timer_, io::Clock::now() + kLeaveInterval);
   }
 
   void keep_fd(partition::FdKey key, int fd) {
@@ -457,6 +477,7 @@ class PartitionWorker {
   }
 
   void disconnected() {
+    control_.disarm(rest_timer_);
     bus_.reset();
     log().info("VMM is gone");
     report(ConnectionEndedReport{});
@@ -500,6 +521,7 @@ class PartitionWorker {
   void end() {
     control_.disarm(drain_timer_);
     control_.disarm(leave_timer_);
+    control_.disarm(rest_timer_);
     control_.disarm(thaw_timer_);
     socket_watch_.stop([this] { signal_watch_.stop([this] { control_.stop(); }); });
   }
@@ -533,6 +555,7 @@ class PartitionWorker {
   io::FdWatch signal_watch_;
   DrainTimer drain_timer_;
   LeaveTimer leave_timer_;
+  RestTimer rest_timer_;
   ThawTimer thaw_timer_;
   std::unique_ptr<LogScope> log_;  // once configured
   std::vector<std::unique_ptr<devices::Device>> devices_;

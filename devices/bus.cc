@@ -616,6 +616,7 @@ Result<void> Bus::restore(std::span<const std::byte> snapshot) {
   if (bus.partition != identity_of(config_.name)) return fail(Errc::kProtocol, "it is another partition's");
   for (std::uint64_t i = 0; i < bus.offers; ++i) {
     VMBUSD_TRY(const SavedOffer saved, in.get<SavedOffer>());
+    if (saved.sub_channel_index > 0xffff) return fail(Errc::kProtocol, "a sub-channel that cannot be");
     const auto device =
         std::find_if(config_.devices.begin(), config_.devices.end(), [&saved](const Device* each) {
           const vmbus::Offer offer = each->offer();
@@ -726,14 +727,14 @@ void Bus::drop_fd(partition::FdKey key) {
 
 void Bus::at_rest(std::function<void(bool recorded)> done) {
   if (config_.recovery == nullptr || server_ == nullptr) return done(false);
-  begin_transition();
   change_partition(
-      true,
-      [this, done = std::move(done)] {
-        if (in_transition_ && changes_.size() <= 1 && settled()) record();
-        done(!in_transition_);
-      },
-      [] {});
+      true, [this, done = std::move(done)] { done(recorded()); }, [] {});
+}
+
+bool Bus::recorded() {
+  if (config_.recovery == nullptr) return false;
+  if (in_transition_ && changes_.size() <= 1 && settled()) record();
+  return !in_transition_;
 }
 
 // Devices; any thread.

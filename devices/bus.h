@@ -79,6 +79,10 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   // from the control worker's loop, when nothing of it is in use and it may be destroyed.
   void remove_device(Device& device, std::function<void()> done);
 
+  // For what is not at rest in time: whether another process could take up the connection with what is in
+  // flight, as from one that is killed now.
+  [[nodiscard]] bool recorded();
+
   // Whether the VMM can have its guest taken up by another supervisor's worker.
   [[nodiscard]] bool can_be_taken_up() const { return attach_.can_be_taken_up(); }
 

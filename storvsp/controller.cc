@@ -251,7 +251,7 @@ class ScsiController final : public Controller {
       grown.disk->grow(usable);
       grown.unit->grow(usable);
       record(*state_, lun);
-      if (state_->region != nullptr) state_->record().notice_due = 1;
+      if (state_->region != nullptr) ++state_->record().notices_due;
     });
     // Linux asks each disk whether it is ready then, and hears of the capacity. [linux: storvsc_drv.c,
     // storvsc_host_scan] One without I/O would learn of it late.
@@ -357,7 +357,7 @@ class ScsiController final : public Controller {
       if (state.luns[lun].served()) state.luns[lun].unit->raise(UnitAttention::kReportedLunsChanged);
       record(state, lun);
     }
-    if (state.region != nullptr) state.record().notice_due = 1;
+    if (state.region != nullptr) ++state.record().notices_due;
   }
 
   static void tell_channels(

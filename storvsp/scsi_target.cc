@@ -286,7 +286,7 @@ LunRecord LogicalUnit::save() const {
 
 Result<void> LogicalUnit::restore(const LunRecord& record) {
   VMBUSD_CHECK(reservations_.restore(record));
-  special_.store(record.attention & ~kExclusive, std::memory_order_relaxed);
+  special_.store(record.attention & (kAllAttentions | kStopped), std::memory_order_relaxed);
   set_write_cache(record.write_cache != 0);
   // It grew and nobody lived to tell.
   if (record.size_bytes != options_.geometry.size_bytes) raise(UnitAttention::kCapacityChanged);

@@ -286,7 +286,8 @@ void StorChannel::published() {
   free_.splice(free_.begin(), answered_);
   if (notice_written_) [[unlikely]] {
     notice_written_ = false;
-    record_->notice_due = 0;
+    // What has changed since it was written is still to be told.
+    if (record_->notices_due == notices_told_) record_->notices_due = 0;
   }
 }
 
@@ -561,7 +562,7 @@ Result<void> StorChannel::recover_luns() {
     if (changed && now.served()) now.unit->raise(UnitAttention::kReportedLunsChanged);
     records[lun] = now.served() ? now.unit->save() : LunRecord{};
   }
-  if (changed || grown || record_->notice_due != 0) tell_guest_of_luns();
+  if (changed || grown || record_->notices_due != 0) tell_guest_of_luns();
   return {};
 }
 
@@ -709,7 +710,7 @@ void StorChannel::limit_lun(std::uint8_t lun) {
 // A guest that is not ready yet has still to look for its LUNs.
 void StorChannel::tell_guest_of_luns() {
   if (!primary_ || channel_->stopping() || !session_.ready()) return;
-  record_->notice_due = 1;
+  if (record_->notices_due == 0) record_->notices_due = 1;
   if (session_.version() < vstor::kVersionWin7) return;  // knows no such packet
   notice_waits_ = true;
   channel_->activate();
@@ -938,6 +939,7 @@ Result<bool> StorChannel::write_waiting() {
     }
     notice_waits_ = false;
     notice_written_ = true;
+    notices_told_ = record_->notices_due;
   }
   if (outgoing.space_armed()) outgoing.clear_space();
   return true;

@@ -210,6 +210,7 @@ class alignas(kCacheLineBytes) StorChannel final : public devices::ChannelHandle
   std::uint64_t luns_ = 0;                                    // bit n: LUN n is there
   bool notice_waits_ = false;                                 // tell_guest_of_luns() ...
   bool notice_written_ = false;                               // ... has not been published
+  std::uint32_t notices_told_ = 0;                            // StorRecord::notices_due, as it was then
   LazyMemory vector_memory_;
   std::unique_ptr<StorRequest[]> requests_;
   std::size_t count_ = 0;         // of requests

@@ -81,7 +81,8 @@ struct alignas(64) StorRecord {
   std::uint32_t slots;
   std::uint32_t segments_max;
   SessionRecord session;
-  std::uint32_t notice_due;  // bool, of a primary channel: the guest is to hear that LUNs came or went
+  // Of a primary channel: changes of LUNs that the guest is to hear of; one notice will do for all.
+  std::uint32_t notices_due;
   // Of a primary channel, for all of the controller's:
   std::array<LunRecord, kLunSlots> luns;
   std::array<MediumRecord, kLunSlots> media;
