@@ -17,7 +17,8 @@ namespace {
 constexpr std::uint32_t kStatusUnsuccessful = 0xc0000001;
 constexpr std::uint32_t kStatusInvalidParameter = 0xc000000d;
 
-// For a guest to let go of a device that is removed.
+// For a guest to answer before it is told that a device goes, and then to let go of it.
+constexpr std::chrono::seconds kLeaveTime{1};
 constexpr std::chrono::seconds kLetGoTime{5};
 
 // What save() writes of a bus, and a row of it. Devices go by what the guest knows them by: another process
@@ -160,12 +161,26 @@ void Bus::remove_device(Device& device, std::function<void()> done) {
   begin_transition();
   config_.devices.erase(std::remove(config_.devices.begin(), config_.devices.end(), &device),
                         config_.devices.end());
-  removals_.push_back({&device, std::move(done), control_.now() + kLetGoTime});
-  if (!removal_timer_.timer_hook.is_linked()) control_.arm(removal_timer_, removals_.back().due);
+  removals_.push_back({&device, std::move(done), io::Clock::time_point::max()});
   // What is being taken up is looked through when it has been.
-  if (!recovering_) {
-    if (const auto relid = primary_of(device)) server_->rescind(*relid);
-  }
+  if (recovering_) return advance_removals();
+  removals_.back().due = control_.now() + kLeaveTime;
+  arm_removals();
+  device.leave([&control = control_, weak = std::weak_ptr<Bus*>(self_), &device] {
+    control.post([weak, &device] {
+      if (const auto alive = weak.lock()) (*alive)->tell_of_removal(device);
+    });
+  });
+}
+
+void Bus::tell_of_removal(const Device& device) {
+  const auto removal = std::find_if(removals_.begin(), removals_.end(),
+                                    [&device](const Removal& each) { return each.device == &device; });
+  if (recovering_ || removal == removals_.end() || removal->step != Removal::Step::kLeaving) return;
+  removal->step = Removal::Step::kTold;
+  removal->due = control_.now() + kLetGoTime;
+  if (const auto relid = primary_of(device)) server_->rescind(*relid);
+  arm_removals();
   advance_removals();
 }
 
@@ -176,29 +191,41 @@ std::optional<vmbus::Relid> Bus::primary_of(const Device& device) const {
   return std::nullopt;
 }
 
-// Closes what a guest has not let go of in time.
-void Bus::close_removed() {
+void Bus::removals_due() {
   std::vector<const Device*> late;
+  std::vector<const Device*> held;
   for (Removal& removal : removals_) {
-    if (removal.closed) continue;
-    if (removal.due > control_.now()) {
-      control_.arm(removal_timer_, removal.due);
-      break;
-    }
-    removal.closed = true;
-    late.push_back(removal.device);
+    if (removal.due > control_.now()) continue;
+    if (removal.step == Removal::Step::kLeaving) late.push_back(removal.device);
+    if (removal.step != Removal::Step::kTold) continue;
+    removal.step = Removal::Step::kClosing;
+    held.push_back(removal.device);
   }
-  for (const Device* const device : late) {
+  for (const Device* const device : late) tell_of_removal(*device);
+  for (const Device* const device : held) {
     log_.warning("{} is removed, and the guest does not let go of it: closing it", device->name());
     // A primary's sub-channels go with it.
     if (const auto relid = primary_of(*device)) server_->close_rescinded(*relid);
   }
+  arm_removals();
+}
+
+void Bus::arm_removals() {
+  auto next = io::Clock::time_point::max();
+  for (const Removal& removal : removals_) {
+    if (removal.step != Removal::Step::kClosing) next = std::min(next, removal.due);
+  }
+  if (next != io::Clock::time_point::max()) control_.arm(removal_timer_, next);
 }
 
 void Bus::advance_removals() {
   if (recovering_ && connected_) return;
   for (std::size_t i = 0; i < removals_.size();) {
     Device* const device = removals_[i].device;
+    if (removals_[i].step == Removal::Step::kLeaving && connected_ && server_ != nullptr) {
+      ++i;
+      continue;
+    }
     const bool open = std::any_of(channels_.begin(), channels_.end(), [&](const auto& entry) {
       return offered_.at(entry.first).device == device;
     });
@@ -698,6 +725,11 @@ void Bus::exchange_devices() {
     }
     server_->rescind(relid);
   }
+  for (Removal& removal : removals_) {
+    removal.step = Removal::Step::kTold;
+    removal.due = control_.now() + kLetGoTime;
+  }
+  arm_removals();
 }
 
 bool Bus::doorbell_kept(std::uint32_t connection_id, int eventfd) {

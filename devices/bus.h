@@ -124,16 +124,22 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
     std::uint64_t incarnation;
     std::uint32_t sub_channel_index;
   };
+  // Each step when the guest has done its part, or is due.
   struct Removal {
+    enum class Step : std::uint8_t {
+      kLeaving,  // the device stops what its guest could not answer any more
+      kTold,     // the offer is rescinded, and served until the guest lets go
+      kClosing,
+    };
     Device* device;
     std::function<void()> done;
-    io::Clock::time_point due;  // when it is closed for a guest that has not let go of it
-    bool closed = false;        // that was done
+    io::Clock::time_point due;
+    Step step = Step::kLeaving;
   };
   class RemovalTimer final : public io::Timer {
    public:
     explicit RemovalTimer(Bus& bus) : bus_(bus) {}
-    void expired() noexcept override { bus_.close_removed(); }
+    void expired() noexcept override { bus_.removals_due(); }
 
    private:
     Bus& bus_;
@@ -186,7 +192,9 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   void offer(Device& device, std::uint32_t sub_channel_index);
   void offer_missing();
   [[nodiscard]] std::optional<vmbus::Relid> primary_of(const Device& device) const;
-  void close_removed();
+  void tell_of_removal(const Device& device);
+  void removals_due();
+  void arm_removals();
   void advance_removals();
   [[nodiscard]] bool removed(const Device* device) const;
   void start_channel(vmbus::Relid relid);
@@ -215,7 +223,7 @@ class Bus final : private partition::AttachServerEvents, private vmbus::ServerEv
   std::unique_ptr<vmbus::Server> server_;  // after Hello
   std::map<vmbus::Relid, Offered> offered_;
   std::map<vmbus::Relid, OpenChannel> channels_;
-  std::vector<Removal> removals_;  // in the order of their coming, and so of their due times
+  std::vector<Removal> removals_;
   RemovalTimer removal_timer_{*this};
   std::function<void()> reset_done_;
   std::deque<Change> changes_;       // that drain; the first is under way

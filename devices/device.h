@@ -50,6 +50,9 @@ class Device {
   // Whether its channels can be taken up by another worker process. Where not, the guest sees the device go
   // and come back.
   [[nodiscard]] virtual bool can_be_taken_up() const = 0;
+  // The guest is about to be told that the device goes: from then on its driver may be able to answer
+  // nothing. `done` is called when it has answered what needs an answer; on any thread.
+  virtual void leave(std::function<void()> done) { done(); }
   // The guest is gone or starts over: all handlers are destroyed. Protocol state goes, configuration stays.
   virtual void reset() {}
 };

@@ -53,8 +53,15 @@ Result<void> NetChannel::recover() {
   return {};
 }
 
+void NetChannel::leave(std::shared_ptr<void> waiting) {
+  leaving_ = std::move(waiting);
+  opening_->filter.store(0, std::memory_order_relaxed);
+  wake();
+}
+
 void NetChannel::stop() {
   stopped_ = true;
+  leaving_.reset();
   queue_.detach();
   transmitter_.abandon();
   settle();
@@ -214,6 +221,8 @@ Result<bool> NetChannel::service(std::uint32_t budget) {
   VMBUSD_TRY(const bool owed_written, write_owed());
   if (room && owed_written && channel_->outgoing().space_armed()) channel_->outgoing().clear_space();
   published_.publish(counters_);
+  if (leaving_ != nullptr && receiver_.all_here()) [[unlikely]]
+    leaving_.reset();
 
   if (stall == Stall::kInFlight || stall == Stall::kMedium) {
     channel_->stall();

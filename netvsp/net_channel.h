@@ -66,6 +66,9 @@ class alignas(kCacheLineBytes) NetChannel : public devices::ChannelHandler, priv
   virtual void link_changed() {}
   // There may be another descriptor.
   void refresh_queue();
+  // The NIC goes: delivers nothing any more, and lets go of `waiting` when the guest has given back all that
+  // it has.
+  void leave(std::shared_ptr<void> waiting);
   // Stops using the buffers; `done` is called when nothing touches their pages any more.
   void drop_buffers(bool receive, bool send, std::function<void()> done);
 
@@ -140,6 +143,7 @@ class alignas(kCacheLineBytes) NetChannel : public devices::ChannelHandler, priv
   bool dropping_receive_ = false;
   bool dropping_send_ = false;
   std::vector<std::function<void()>> dropped_;  // who waits for what is dropped
+  std::shared_ptr<void> leaving_;
   std::array<Owed, kOwedMax> owed_;
   std::uint32_t owed_first_ = 0;
   std::uint32_t owed_count_ = 0;

@@ -62,6 +62,20 @@ class BackendNic final : public Nic, private NicServices, private CounterSource 
   bool can_be_taken_up() const override { return true; }
   std::uint64_t incarnation() const override { return config_.incarnation; }
 
+  // Linux's driver completes what it received no more once it hears of the removal, and waits for just that.
+  // [linux: netvsc.c, send_recv_completions; rndis_filter.c, netvsc_device_idle]
+  void leave(std::function<void()> done) override {
+    std::shared_ptr<Opening> opening;
+    {
+      const std::lock_guard lock(mutex_);
+      opening = opening_;
+    }
+    // Whoever is the last to let go of it calls.
+    const std::shared_ptr<void> waiting(nullptr, [done = std::move(done)](void*) { done(); });
+    if (opening != nullptr) opening->leaving.store(true, std::memory_order_relaxed);
+    for_channels(opening, [waiting](NetChannel& channel) { channel.leave(waiting); });
+  }
+
   void reset() override {
     const std::lock_guard lock(mutex_);
     opening_.reset();

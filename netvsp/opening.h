@@ -39,13 +39,14 @@ struct Opening {
   bool large_receive = false;
 
   // Read by the data path of every channel; each stands for itself, so relaxed.
-  std::atomic<std::uint32_t> filter{0};  // kFilter*
+  std::atomic<std::uint32_t> filter{0};  // kFilter*; 0 once `leaving`
   std::atomic<std::uint32_t> offloads{0};
   std::atomic<std::uint32_t> mtu{1500};
   std::atomic<std::uint64_t> mac{0};  // MacAddress::value()
   std::atomic<bool> vlan{false};
   std::atomic<bool> running{false};  // RNDIS is initialized
   std::atomic<std::uint32_t> nvsp_version{0};
+  std::atomic<bool> leaving{false};  // the NIC goes: nothing is received any more
 };
 
 // The counters of a queue, for others to read: its channel publishes them at the end of each turn.

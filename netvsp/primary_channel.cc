@@ -363,7 +363,8 @@ void PrimaryChannel::act_on(const ControlOutcome& outcome) {
 void PrimaryChannel::publish() {
   constexpr auto kRelaxed = std::memory_order_relaxed;
   Opening& shared = opening();
-  shared.filter.store(state_.initialized ? state_.packet_filter : 0, kRelaxed);
+  const bool receives = state_.initialized && !shared.leaving.load(kRelaxed);
+  shared.filter.store(receives ? state_.packet_filter : 0, kRelaxed);
   shared.offloads.store(state_.offloads_enabled, kRelaxed);
   shared.mtu.store(state_.mtu, kRelaxed);
   shared.mac.store(state_.mac.value(), kRelaxed);

@@ -139,6 +139,11 @@ Result<void> Receiver::take_map(BufferMap map) {
   return {};
 }
 
+bool Receiver::all_here() const {
+  return std::all_of(with_guest_.begin(), with_guest_.end(),
+                     [](const ReceiveRecord& record) { return record.count == 0; });
+}
+
 void Receiver::close() {
   VMBUSD_ASSERT(lent_ == 0);
   is_open_ = false;

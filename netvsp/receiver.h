@@ -64,6 +64,8 @@ class Receiver {
   [[nodiscard]] bool is_open() const { return is_open_; }
   // No buffer is with a queue.
   [[nodiscard]] bool idle() const { return lent_ == 0; }
+  // The guest has given back every packet. Looks at all of the share: not for each turn.
+  [[nodiscard]] bool all_here() const;
   // Whether the share is large enough to keep some buffers for 64 KiB armed.
   [[nodiscard]] static bool large_frames(const ReceiveLayout& layout, std::uint32_t count);
 

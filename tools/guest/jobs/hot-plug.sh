@@ -53,10 +53,11 @@ for _ in $(seq "$TIMES"); do
     ping -c 1 -W 1 "$HOST" >/tmp/ping 2>&1 && break
   done
   attempt ping -c 3 -i 0.2 -W 2 "$HOST"
-  # Linux's driver waits without end for the completion of what it sent before it heard of the removal.
-  ip link set "$nic" down
+  # It goes while it is in use: the driver waits for what it has sent.
+  ping -f -q "$HOST" >/dev/null 2>&1 &
   say pinged "$nic"
   until_gone "/sys/class/net/$nic"
+  kill $! 2>/dev/null
   say nic-gone
 done
 touch /tmp/stop
